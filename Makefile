@@ -1,0 +1,60 @@
+# Everything a newcomer runs. `make` alone lists it. Targets are words, never paths, because make
+# cannot handle a path with spaces and this checkout may lie under one.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-long lint format images bench docs lock clean
+
+PY := .venv/bin/python
+ENGINE ?= local
+STATE ?= .run
+PYTEST_ARGS ?=
+SETUP := sh tools/setup.sh
+
+help: ## list these targets
+	@echo "usage: make TARGET"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r t d; do printf '%-13s %s\n' "$$t" "$$d"; done
+
+setup: ## set up what `make run` needs, without starting anything
+	@$(SETUP) run
+
+run: ## start proxy, hub, service and node on this machine (ENGINE=local, STATE=.run)
+	@$(SETUP) run
+	@exec $(PY) -m gpuslice up --engine "$(ENGINE)" --state "$(STATE)"
+
+test: ## set up and run every test that takes seconds (PYTEST_ARGS='-k ledger -x')
+	@$(SETUP) test
+	@$(PY) -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-long: ## run the tests that take minutes
+	@$(SETUP) test
+	@$(PY) -m pytest -m long $(PYTEST_ARGS)
+
+lint: ## check format, style, types and which module imports which
+	@$(SETUP) test
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-logo
+
+format: ## write the format that `make lint` checks
+	@$(SETUP) test
+	@$(PY) -m ruff format
+	@$(PY) -m ruff check --fix --select I
+
+images: ## build the container images (none yet)
+	@echo "There are no images yet: they come with the Docker engine." >&2; exit 1
+
+bench: ## run the benchmarks (none yet)
+	@echo "There are no benchmarks yet." >&2; exit 1
+
+docs: ## build the documentation (nothing to build yet)
+	@echo "There is nothing to build yet: read README.md, CONTRIBUTING.md and docs/ as they are." >&2; exit 1
+
+lock: ## write requirements/*.txt anew (LOCK_ARGS=--upgrade moves the versions)
+	@$(SETUP) dev
+	@LOCK_ARGS="$(LOCK_ARGS)" sh tools/lock.sh
+
+clean: ## remove what was built; .run, the demo's accounts and files, stays
+	rm -rf .venv node_modules .tools build dist .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache .hypothesis docs/_build test-artifacts
+	@find spawner tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -d .run ]; then echo "Kept .run (accounts, leases, files of the demo); remove it with: rm -r .run"; fi

