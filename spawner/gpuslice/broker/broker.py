@@ -1,0 +1,531 @@
+"""The broker as the service sees it: leases asked for, watched and ended, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from sqlalchemy.orm import Session
+
+from gpuslice import wire
+from gpuslice.broker import devices, grant, lifecycle, meter, reconcile, reconciler, stats, views
+from gpuslice.broker.states import OVER
+from gpuslice.errors import Refused
+from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
+from gpuslice.ledger import migrate
+from gpuslice.ledger.database import Database, LedgerError
+from gpuslice.ledger.prices import set_price
+from gpuslice.ledger.tables import Lease
+from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
+from gpuslice.quotas import policies
+from gpuslice.settings import Settings
+from gpuslice.units import now_us
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: How long the start waits for the node to describe itself before it goes on without.
+FIRST_INVENTORY_S = 10.0
+#: At most so many notices in one answer.
+NOTICES = 100
+
+
+class Hub(Protocol):
+    """What the broker needs of the hub: to end one server as its user would."""
+
+    async def stop_server(self, user: str, server: str) -> None: ...
+
+
+class Broker:
+    """One platform's leases. `start`, then `run` until cancelled, then `close`."""
+
+    def __init__(
+        self, settings: Settings, database: Database, node: NodeClient, hub: Hub | None = None
+    ) -> None:
+        self._settings = settings
+        self._db = database
+        self._node = node
+        self._hub = hub
+        self._epoch = 0
+        self._tick_lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._inventory: wire.Inventory | None = None
+        self._catalogue = SliceCatalogue((), ())
+        #: Why nothing may be granted on a node now, by (node, source of the reason).
+        self._closed: dict[tuple[str, str], str] = {}
+        self._draining: str | None = None
+        self.errors = stats.Errors()
+        self._reconciled_us: int | None = None
+        timing = settings.timing
+        self._timing = reconcile.Timing(
+            heartbeat_us=int(timing.heartbeat_s * 1e6),
+            node_stop_after_us=int(timing.node_stop_after_s * 1e6),
+        )
+        self._billing = lifecycle.BillingRules(
+            timezone=settings.timezone, hold_horizon_us=int(timing.hold_horizon_s * 1e6)
+        )
+
+    @classmethod
+    def create(
+        cls, settings: Settings, database_url: str, node_state_dir: Path, hub: Hub | None = None
+    ) -> Broker:
+        """A broker on the ledger at ``database_url`` and the node of ``node_state_dir``.
+
+        Raises:
+            LedgerError: the URL names no database that the ledger runs on.
+        """
+        node = NodeClient(node_state_dir, timeout_s=settings.timing.node_timeout_s)
+        return cls(settings, Database(database_url), node, hub)
+
+    # --- life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring the schema up to date, become the ledger's meter, and look at the node once.
+
+        Raises:
+            LedgerError: the database cannot be used, or another service meters it.
+            SettingsError: a configured slice does not fit on what the node has.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
+        self._epoch = await self._db.awrite(lambda s: meter.acquire(s, now=now_us()))
+        limit = self._settings.limits.leases_per_user
+        await self._write(
+            lambda s, now: policies.set_limit(
+                s, "default", None, policies.CONCURRENT_SLICES, limit, actor="settings", now=now,
+            )
+        )  # fmt: skip
+        await self._first_inventory()
+
+    async def _first_inventory(self) -> None:
+        deadline = asyncio.get_running_loop().time() + FIRST_INVENTORY_S
+        while True:
+            try:
+                await self._sync_inventory(strict=True)
+                return
+            except NodeUnavailable as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    self._node_down(error, "inventory")
+                    return
+            await asyncio.sleep(0.2)
+
+    async def run(self) -> None:
+        """Reconcile and follow the inventory until cancelled, or until the epoch is lost."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._every(self.reconcile, "list"))
+            group.create_task(self._every(self._sync_inventory, "inventory"))
+
+    async def _every(self, work: Callable[[], Awaitable[None]], source: str) -> None:
+        """Repeat ``work``; what fails is logged and counted, and tried again the next time."""
+        while True:
+            try:
+                await work()
+            except meter.EpochLost:
+                raise
+            except NodeUnavailable as error:
+                self._node_down(error, source)
+            except LedgerError as error:
+                self.errors.count("ledger")
+                log.error("event=ledger-unavailable message=%r", str(error))
+            except Exception:
+                self.errors.count("internal")
+                log.exception("event=reconcile-failed")
+            await asyncio.sleep(self._settings.timing.reconcile_s)
+
+    async def close(self) -> None:
+        """Finish what was begun and close the database."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        await asyncio.get_running_loop().run_in_executor(None, self._db.close)
+
+    # --- the node ----------------------------------------------------------------------------
+
+    def _node_down(self, error: NodeUnavailable, source: str = "list") -> None:
+        """Nothing is freed and nothing new is granted while the node does not answer."""
+        self.errors.count("node")
+        node_id = self._inventory.node_id if self._inventory else self._settings.node.id
+        if (node_id, source) not in self._closed:
+            log.error("event=node-unavailable node=%s message=%r", node_id, error.message)
+        self._closed[node_id, source] = f"the node does not answer ({error.reason})"
+
+    def _node_up(self, node_id: str, source: str) -> None:
+        if self._closed.pop((node_id, source), None) is not None:
+            log.info("event=node-available node=%s source=%s", node_id, source)
+
+    def _closed_nodes(self) -> dict[str, str]:
+        return {node_id: why for (node_id, _source), why in sorted(self._closed.items())}
+
+    async def _sync_inventory(self, strict: bool = False) -> None:
+        inventory = await self._node.inventory()
+        catalogue = slice_types(self._settings, [inventory], strict=strict)
+
+        def work(session: Session, now: int) -> None:
+            devices.sync_inventory(session, inventory, now=now)
+            for offered in catalogue.types:
+                set_price(
+                    session, offered.name, offered.rate_u_per_hour, now=now,
+                    actor=f"settings:{offered.price_source}",
+                )  # fmt: skip
+
+        await self._write(work)
+        self._inventory, self._catalogue = inventory, catalogue
+        self._node_up(inventory.node_id, "inventory")
+
+    async def reconcile(self) -> None:
+        """One comparison of all leases with the node's fresh list, and what follows from it.
+
+        Raises:
+            NodeUnavailable: no list, so nothing was concluded.
+        """
+        async with self._tick_lock:
+            asked = now_us()
+            listing = await self._node.listing()
+            todo = await self._write(
+                lambda s, now: reconciler.apply_listing(
+                    s, listing, asked_us=asked, now=now, timing=self._timing, rules=self._billing
+                )
+            )
+            self._judge_node(listing, todo)
+            await self._carry_out(todo)
+            self._reconciled_us = now_us()
+
+    def _judge_node(self, listing: wire.Listing, todo: reconciler.Todo) -> None:
+        if todo.clock_jump_us:
+            self.errors.count("clock_jump")
+            log.warning("event=clock-jump node=%s us=%d", listing.node_id, todo.clock_jump_us)
+        if todo.unaccounted:
+            self.errors.count("unaccounted")
+            log.error("event=unaccounted-servers leases=%s", ",".join(todo.unaccounted[:20]))
+            self._closed[listing.node_id, "unaccounted"] = (
+                f"{len(todo.unaccounted)} server(s) run there that the ledger does not know"
+            )
+        else:
+            self._node_up(listing.node_id, "unaccounted")
+        self._node_up(listing.node_id, "list")
+
+    async def _carry_out(self, todo: reconciler.Todo) -> None:
+        jobs = [
+            *(self._quietly(self._stop_server(lease_id)) for lease_id in todo.stop),
+            *(self._quietly(self._release(lease_id)) for lease_id in todo.release),
+            *(self._quietly(self._clear(lease_id)) for lease_id in todo.clear),
+        ]
+        if todo.fence:
+            jobs.append(self._quietly(self._fence(todo.fence)))
+        await asyncio.gather(*jobs)
+
+    async def _quietly(self, job: Awaitable[None]) -> None:
+        """What the node refuses or fails to do now is tried again at the next comparison."""
+        try:
+            await job
+        except (NodeUnavailable, NodeRefused) as error:
+            self.errors.count("node")
+            log.warning("event=node-call-failed reason=%s message=%r", error.reason, error.message)
+
+    async def _stop_server(self, lease_id: str) -> None:
+        await self._node.stop(lease_id, self._settings.timing.stop_grace_s)
+
+    async def _release(self, lease_id: str) -> None:
+        result = await self._node.release(lease_id)
+        unclean = None if result.clean else (result.reason or "not clean")
+        await self._write(lambda s, now: lifecycle.end(s, lease_id, unclean, now=now))
+
+    async def _clear(self, lease_id: str) -> None:
+        await self._node.fence(lease_id)
+        await self._node.release(lease_id)
+
+    async def _fence(self, lease_ids: list[str]) -> None:
+        """Fence, look again with a fresh list, free what that list shows to be gone."""
+        for lease_id in lease_ids:
+            await self._node.fence(lease_id)
+        listing = await self._node.listing()
+        reports = {report.lease_id: report for report in listing.servers}
+        for lease_id in lease_ids:
+            await self._quietly(self._after_fence(lease_id, reports.get(lease_id), listing.boot_id))
+
+    async def _after_fence(
+        self, lease_id: str, report: wire.ServerReport | None, boot_id: str
+    ) -> None:
+        def work(session: Session, now: int) -> str:
+            return reconciler.after_fence(
+                session, lease_id, report, boot_id=boot_id, rules=self._billing, now=now
+            )
+
+        next_step = await self._write(work)
+        if next_step == "stop":
+            await self._stop_server(lease_id)
+        elif next_step == "settled":
+            await self._release(lease_id)
+        else:
+            await self._cancel(lease_id)
+
+    async def _cancel(self, lease_id: str) -> None:
+        result = await self._node.release(lease_id)
+        unclean = None if result.clean else (result.reason or "not clean")
+        await self._write(lambda s, now: lifecycle.cancel(s, lease_id, unclean, now=now))
+
+    # --- the database ------------------------------------------------------------------------
+
+    async def _write(self, work: Callable[[Session, int], T]) -> T:
+        """One transaction of this meter's epoch; ``work`` gets the session and the time."""
+
+        def guarded(session: Session) -> T:
+            now = now_us()
+            meter.check(session, self._epoch, now=now)
+            return work(session, now)
+
+        return await self._db.awrite(guarded)
+
+    async def _serve(self, job: Awaitable[T]) -> T:
+        """A user's call: a ledger that cannot be used is a refusal in words, not a crash."""
+        try:
+            return await job
+        except LedgerError as error:
+            self.errors.count("ledger")
+            log.error("event=ledger-unavailable message=%r", str(error))
+            raise Refused(
+                "ledger-unavailable",
+                "The ledger cannot be written or read now, so nothing is started; running "
+                "servers go on. Try again in a minute, or tell an administrator.",
+                status=503,
+                retry_after_s=grant.FULL_RETRY_S,
+            ) from error
+
+    # --- what the service calls --------------------------------------------------------------
+
+    def _rules(self) -> grant.GrantRules:
+        fleet, timing = self._settings.fleet, self._settings.timing
+        return grant.GrantRules(
+            catalogue=self._catalogue, reserve_bytes=fleet.reserve_memory,
+            host_reserve_ram=fleet.host_reserve_ram,
+            start_timeout_us=int(timing.start_timeout_s * 1e6),
+            hold_horizon_us=self._billing.hold_horizon_us, closed_nodes=self._closed_nodes(),
+        )  # fmt: skip
+
+    async def offers(self, user: str | None) -> list[wire.Offer]:
+        """The slice types on offer, with what is free now."""
+        rules, currency = self._rules(), self._settings.currency
+        return await self._serve(self._db.aread(lambda s: views.offers(s, rules, currency)))
+
+    async def grant(self, request: wire.LeaseRequest) -> wire.LeaseGrant:
+        """Grant a slice and have the node prepare it.
+
+        Raises:
+            Refused: with the reason; no lease is left behind.
+        """
+        if self._draining is not None:
+            raise Refused("shutting-down", f"No new servers: {self._draining}.", status=503,
+                          retry_after_s=grant.FULL_RETRY_S)  # fmt: skip
+        rules, currency = self._rules(), self._settings.currency
+
+        def work(session: Session, now: int) -> tuple[wire.LeaseGrant, wire.PrepareSlice]:
+            lease = grant.grant(session, request, rules, now=now)
+            if lease.state != wire.LeaseState.GRANTED:
+                raise Refused("attempt-over", f"This attempt's lease is {lease.state} already.")
+            granted = views.lease_grant(session, lease, currency=currency)
+            return granted, _prepare(request, granted)
+
+        granted, slice_ = await self._serve(self._write(work))
+        try:
+            await self._node.prepare(slice_)
+        except (NodeUnavailable, NodeRefused) as error:
+            await self._take_back(granted.lease_id, error)
+        return granted
+
+    async def _take_back(self, lease_id: str, error: NodeUnavailable | NodeRefused) -> None:
+        """The node could not prepare the slice: the lease goes the way of one that never ran."""
+        self.errors.count("node")
+        await self._serve(
+            self._write(lambda s, now: lifecycle.revoke(s, lease_id, error.message, now=now))
+        )
+        raise Refused(
+            "runtime-unavailable",
+            f"The GPU host cannot start servers now: {error.message}. Try again in a minute.",
+            status=503,
+            retry_after_s=grant.FULL_RETRY_S,
+        )
+
+    async def started(self, lease_id: str, body: wire.ServerStarted) -> None:
+        """The supervisor's question whether its server may start.
+
+        Raises:
+            Refused: it may not.
+        """
+        await self._serve(self._write(lambda s, now: lifecycle.started(s, lease_id, body, now=now)))
+
+    async def stop(
+        self, lease_id: str, body: wire.StopLease, *, ask_hub: bool = False
+    ) -> wire.LeaseView:
+        """Commit a stop; with ``ask_hub`` the hub is asked to end the server, as its user would.
+
+        Without a hub, or if that does not help, the node stops the server after a while.
+
+        Raises:
+            Refused: unknown lease, or over already.
+        """
+
+        def work(session: Session, now: int) -> wire.LeaseView:
+            lease = lifecycle.request_stop(session, lease_id, body.reason, body.actor, now=now)
+            return self._view(session, lease)
+
+        view = await self._serve(self._write(work))
+        if ask_hub and self._hub is not None:
+            task = asyncio.create_task(self._ask_hub(self._hub, view))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return view
+
+    async def _ask_hub(self, hub: Hub, view: wire.LeaseView) -> None:
+        try:
+            await hub.stop_server(view.user, view.server)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the node stops it later)
+            self.errors.count("hub")
+            log.warning("event=hub-stop-failed lease=%s message=%r", view.lease_id, str(error))
+
+    async def settle(self, lease_id: str, wait_s: float) -> wire.LeaseView:
+        """Compare now instead of at the next interval; returns when the lease is over or time is.
+
+        Raises:
+            Refused: unknown lease.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while True:
+            try:
+                await self.reconcile()
+            except NodeUnavailable as error:
+                self._node_down(error)
+            view = await self.lease(lease_id)
+            if view is None:
+                raise Refused("unknown-lease", "There is no such lease.", status=404)
+            if view.state in OVER or loop.time() >= deadline:
+                return view
+            await asyncio.sleep(0.25)
+
+    def _view(self, session: Session, lease: Lease) -> wire.LeaseView:
+        return views.lease_view(
+            session, lease, currency=self._settings.currency, timezone=self._settings.timezone
+        )
+
+    async def lease(self, lease_id: str) -> wire.LeaseView | None:
+        """One lease, live or over."""
+
+        def work(session: Session) -> wire.LeaseView | None:
+            lease = session.get(Lease, lease_id)
+            return None if lease is None else self._view(session, lease)
+
+        return await self._serve(self._db.aread(work))
+
+    async def current(self, user: str, server: str) -> wire.LeaseView | None:
+        """The live lease of a named server."""
+
+        def work(session: Session) -> wire.LeaseView | None:
+            lease = views.live_lease(session, user, server)
+            return None if lease is None else self._view(session, lease)
+
+        return await self._serve(self._db.aread(work))
+
+    async def leases(
+        self, user: str | None, live: bool | None, limit: int, before: str | None
+    ) -> tuple[list[wire.LeaseView], str | None]:
+        """Leases, newest first, and the cursor of the next page."""
+
+        def work(session: Session) -> tuple[list[wire.LeaseView], str | None]:
+            rows, cursor = views.leases(session, user=user, live=live, limit=limit, before=before)
+            return [self._view(session, row) for row in rows], cursor
+
+        return await self._serve(self._db.aread(work))
+
+    async def me(self, user: str, server: str | None) -> wire.Me:
+        """A user's live leases and limit."""
+        simulated = self._inventory.simulated if self._inventory else False
+        return await self._serve(
+            self._db.aread(
+                lambda s: views.me(
+                    s, user, server, currency=self._settings.currency,
+                    timezone=self._settings.timezone, simulated=simulated, now=now_us(),
+                )
+            )
+        )  # fmt: skip
+
+    async def notices(self, user: str, since: int) -> list[wire.Notice]:
+        """A user's notices after number ``since``."""
+        return await self._serve(self._db.aread(lambda s: views.notices(s, user, since, NOTICES)))
+
+    async def keep(self, user: str, lease_id: str) -> wire.LeaseView:
+        """Note that the user wants to keep an idle lease for a while.
+
+        Raises:
+            Refused: unknown, somebody else's, or over.
+        """
+        keep_us = int(self._settings.timing.keep_s * 1e6)
+
+        def work(session: Session, now: int) -> wire.LeaseView:
+            return self._view(session, lifecycle.keep(session, lease_id, user, now + keep_us))
+
+        return await self._serve(self._write(work))
+
+    async def devices(self) -> list[wire.DeviceView]:
+        """Every device with the leases that hold a part of it."""
+        return await self._serve(self._db.aread(views.devices))
+
+    async def drain(self, reason: str, actor: str) -> int:
+        """Refuse new leases and commit a stop for all live ones; returns how many still live."""
+        self._draining = reason
+
+        def work(session: Session, now: int) -> list[wire.LeaseView]:
+            rows, _ = views.leases(session, user=None, live=True, limit=10_000, before=None)
+            return [
+                self._view(session, lifecycle.request_stop(session, row.id, reason, actor, now=now))
+                for row in rows
+            ]
+
+        live = await self._serve(self._write(work))
+        for view in live:
+            if view.state in (wire.LeaseState.RUNNING, wire.LeaseState.STOPPING):
+                await self._quietly(self._stop_server(view.lease_id))
+        return len(live)
+
+    # --- for operators -----------------------------------------------------------------------
+
+    async def health(self) -> dict[str, object]:
+        """Whether the broker can grant now, and since when it has not compared."""
+        try:
+            counts = await self._db.aread(stats.leases_by_state)
+            database = True
+        except LedgerError:
+            counts, database = {}, False
+        return {
+            "database_ok": database,
+            "node_ok": not self._closed and self._inventory is not None,
+            "closed_nodes": self._closed_nodes(),
+            "gpu_problem": self._inventory.gpu_problem if self._inventory else None,
+            "simulated": self._inventory.simulated if self._inventory else None,
+            "not_offered": {item.name: item.reason for item in self._catalogue.not_offered},
+            "draining": self._draining,
+            "reconcile_age_s": self._age_s(),
+            "leases": counts,
+        }
+
+    def _age_s(self) -> float | None:
+        return None if self._reconciled_us is None else (now_us() - self._reconciled_us) / 1e6
+
+    async def metrics_snapshot(self) -> dict[str, object]:
+        """Numbers for Prometheus: every label value is present from the start."""
+        found = await self._serve(self._db.aread(stats.snapshot))
+        return found | {
+            "reconcile_age_s": self._age_s(),
+            "node_reachable": not self._closed and self._inventory is not None,
+            "errors": self.errors.counts(),
+        }
+
+
+def _prepare(request: wire.LeaseRequest, granted: wire.LeaseGrant) -> wire.PrepareSlice:
+    return wire.PrepareSlice(
+        lease_id=granted.lease_id, user=request.user, server=request.server,
+        slice_type=granted.slice, kind=granted.kind, device_uuid=granted.device_uuid,
+        memory_bytes=granted.memory_bytes, share_milli=granted.share_milli,
+        enforcement=granted.enforcement,
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""Grants one lease in one transaction: limits, place, claims, hold and lease, or nothing at all."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
+from gpuslice.errors import Refused
+from gpuslice.fleet.slice_types import SliceCatalogue, SliceType
+from gpuslice.ledger import accounts, billing
+from gpuslice.ledger.database import Conflict
+from gpuslice.ledger.prices import DEFAULT_LIST
+from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, Node
+from gpuslice.placement import Claim as PlannedClaim
+from gpuslice.placement import FleetSnapshot, NoPlace, Placement, capacity, place
+from gpuslice.quotas.admission import admit
+from gpuslice.wire import LeaseRequest, LeaseState
+
+#: When to look again if nothing is free: nobody knows when somebody stops, so a polite interval.
+FULL_RETRY_S = 60
+#: A session that is being stopped is over after this at the latest, usually much sooner.
+ENDING_RETRY_S = 5
+
+
+@dataclass(frozen=True)
+class GrantRules:
+    """What a grant needs to know beside the request; durations in microseconds."""
+
+    catalogue: SliceCatalogue
+    reserve_bytes: int
+    host_reserve_ram: int
+    start_timeout_us: int
+    hold_horizon_us: int
+    #: Nodes on which nothing may be granted now, and why.
+    closed_nodes: dict[str, str]
+
+
+def grant(session: Session, request: LeaseRequest, rules: GrantRules, *, now: int) -> Lease:
+    """Grant one slice. The same attempt again answers with the same lease.
+
+    Raises:
+        Refused: with the reason, the limit and what is free instead; nothing was written.
+        Conflict: the fleet changed under us; the caller's transaction is tried again.
+    """
+    known = _same_attempt(session, request)
+    if known is not None:
+        return known
+    wanted = _slice_type(request, rules.catalogue)
+    account_id = accounts.find_or_open(session, accounts.HUB_USER, request.user, now)
+    _no_live_lease(session, account_id, request.server)
+    admit(session, account_id, request.groups)
+    placement = _place(session, wanted, rules)
+    lease = _lease(session, request, account_id, wanted, placement, rules, now)
+    session.add(lease)
+    session.flush()
+    _claim(session, lease, placement)
+    billing.rolling_hold(session, lease, rules.hold_horizon_us, now=now)
+    return lease
+
+
+def _same_attempt(session: Session, request: LeaseRequest) -> Lease | None:
+    known = session.scalar(sa.select(Lease).where(Lease.attempt == request.attempt))
+    if known is None:
+        return None
+    asked = (request.user, request.server, request.slice)
+    if (known.user_name, known.server_name, known.slice_type) != asked:
+        raise Refused(
+            "attempt-reused", "this attempt was already used for another request", status=422
+        )
+    return known
+
+
+def _slice_type(request: LeaseRequest, catalogue: SliceCatalogue) -> SliceType:
+    wanted = catalogue.get(request.slice)
+    if wanted is not None:
+        return wanted
+    for unoffered in catalogue.not_offered:
+        if unoffered.name == request.slice:
+            raise Refused("slice-not-offered", unoffered.reason, status=409)
+    names = [offered.name for offered in catalogue.types]
+    raise Refused(
+        "unknown-slice",
+        f"There is no slice type {request.slice[:64]!r}; there are {', '.join(names) or 'none'}.",
+        status=400,
+        alternatives=names,
+    )
+
+
+def _no_live_lease(session: Session, account_id: int, server: str) -> None:
+    """One live lease per named server, whatever the limits; the unique index says so too."""
+    state = session.scalar(
+        sa.select(Lease.state).where(
+            Lease.account_id == account_id,
+            Lease.server_name == server,
+            Lease.state.in_(LIVE_STATES),
+        )
+    )
+    if state is None:
+        return
+    if state in (LeaseState.GRANTED, LeaseState.RUNNING):
+        raise Refused(
+            "already-leased", "This server has a slice already; stop it first.", status=409
+        )
+    raise Refused(
+        "previous-session-ending",
+        f"The previous session of this server is still ending; try again in {ENDING_RETRY_S} s.",
+        status=409,
+        retry_after_s=ENDING_RETRY_S,
+    )
+
+
+def _place(session: Session, wanted: SliceType, rules: GrantRules) -> Placement:
+    fleet = fleet_snapshot(session, rules.host_reserve_ram)
+    fleet = without_nodes(fleet, rules.closed_nodes)
+    limits = ceilings(session)
+    if not fleet.hosts:
+        why = "; ".join(sorted(set(rules.closed_nodes.values()))) or "no node has reported yet"
+        raise Refused(
+            "runtime-unavailable",
+            f"No GPU host can start servers now: {why}. Try again in a minute.",
+            status=503,
+            retry_after_s=FULL_RETRY_S,
+        )
+    found = place(fleet, wanted, reserve_bytes=rules.reserve_bytes, ceilings=limits)
+    if isinstance(found, Placement):
+        return found
+    free = [
+        other.name
+        for other in rules.catalogue.types
+        if other.name != wanted.name
+        and capacity(fleet, other, reserve_bytes=rules.reserve_bytes, ceilings=limits).free
+    ]
+    raise refuse_place(wanted, found, free)
+
+
+def without_nodes(fleet: FleetSnapshot, closed: dict[str, str]) -> FleetSnapshot:
+    """The fleet without the nodes on which nothing may be granted now."""
+    return FleetSnapshot(
+        hosts=tuple(host for host in fleet.hosts if host.node_id not in closed),
+        devices=tuple(device for device in fleet.devices if device.node_id not in closed),
+    )
+
+
+def refuse_place(wanted: SliceType, why: NoPlace, free: Sequence[str]) -> Refused:
+    """The refusal for a slice that has no place now."""
+    instead = f" Free instead: {', '.join(free)}." if free else " Nothing else is free either."
+    return Refused(
+        why.reason,
+        f"{wanted.title}: {why.message.rstrip('.')}. Try again in a minute.{instead}",
+        status=503,
+        retry_after_s=FULL_RETRY_S,
+        alternatives=free,
+    )
+
+
+def _lease(
+    session: Session, request: LeaseRequest, account_id: int, wanted: SliceType,
+    placement: Placement, rules: GrantRules, now: int,
+) -> Lease:  # fmt: skip
+    device = (
+        session.get(Device, (placement.node_id, placement.leased_uuid))
+        if placement.leased_uuid
+        else None
+    )
+    node = session.get_one(Node, placement.node_id)
+    claim = placement.device_claim
+    shared = claim is not None and not claim.whole and claim.mig_uuid is None
+    memory = claim.memory_bytes if claim is not None and shared else None
+    return Lease(
+        id=uuid.uuid4().hex, attempt=request.attempt, account_id=account_id,
+        user_name=request.user, server_name=request.server, node_id=placement.node_id,
+        slice_type=wanted.name, title=wanted.title, kind=wanted.kind.value,
+        device_id=placement.leased_uuid,
+        device_model=device.model if device is not None else None,
+        memory_bytes=memory or (device.memory_bytes if device is not None else None),
+        share_milli=claim.share_milli if claim is not None and shared else None,
+        enforcement=int(placement.enforcement),
+        simulated=device.simulated if device is not None else node.simulated,
+        price_list=DEFAULT_LIST, state=LeaseState.GRANTED.value, state_us=now, granted_us=now,
+        start_before_us=now + rules.start_timeout_us,
+    )  # fmt: skip
+
+
+def _claim(session: Session, lease: Lease, placement: Placement) -> None:
+    """Write the claims, each together with the guarded raise of its device's version."""
+    node_id = placement.node_id
+    wanted: list[tuple[str, int, PlannedClaim]] = [
+        (HOST, placement.host_version, placement.host_claim)
+    ]
+    if placement.device_uuid is not None:
+        assert placement.device_claim is not None and placement.device_version is not None
+        wanted.append((placement.device_uuid, placement.device_version, placement.device_claim))
+    for device_id, version, claim in sorted(wanted, key=lambda item: item[0]):
+        _raise_version(session, node_id, device_id, version)
+        session.add(
+            Claim(
+                lease_id=lease.id, node_id=node_id, device_id=device_id, whole=claim.whole,
+                memory_bytes=claim.memory_bytes, share_milli=claim.share_milli,
+                mig_id=claim.mig_uuid, mig_start=claim.mig_start, mig_size=claim.mig_size,
+                cpu_milli=claim.cpu_milli, ram_bytes=claim.ram_bytes, taken_version=version + 1,
+            )
+        )  # fmt: skip
+    session.flush()
+
+
+def _raise_version(session: Session, node_id: str, device_id: str, version: int) -> None:
+    """The guard against granting on an outdated view: no row changed means reread and retry."""
+    raised = session.execute(
+        sa.update(Device)
+        .where(
+            Device.node_id == node_id, Device.id == device_id,
+            Device.version == version, Device.state == "ok",
+        )
+        .values(version=version + 1)
+        .execution_options(synchronize_session=False)
+    )  # fmt: skip
+    if raised.rowcount != 1:  # type: ignore[attr-defined]
+        raise Conflict(f"{node_id}/{device_id} changed since version {version}")
+
+
+def release_claims(session: Session, lease_id: str) -> None:
+    """Free what a lease held, raising each device's version in the same transaction."""
+    claims = session.scalars(
+        sa.select(Claim)
+        .where(Claim.lease_id == lease_id, Claim.released_version.is_(None))
+        .order_by(Claim.device_id)
+    )
+    for claim in claims.all():
+        version = session.scalar(
+            sa.update(Device)
+            .where(Device.node_id == claim.node_id, Device.id == claim.device_id)
+            .values(version=Device.version + 1)
+            .returning(Device.version)
+            .execution_options(synchronize_session=False)
+        )
+        claim.released_version = version
+    session.flush()

@@ -1,0 +1,59 @@
+"""Accounts: opened on first use, found by the name that is current, closed and never reused."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gpuslice.ledger.tables import Account, AccountName
+
+#: Accounts of the platform itself; a hub name can never be one of these.
+PLATFORM = ("revenue", "grants", "writeoff", "idle")
+
+#: Where a name comes from: the hub's users and groups, and our own.
+HUB_USER = "hub:user"
+HUB_GROUP = "hub:group"
+OURS = "platform"
+
+_KIND: dict[str, Literal["user", "group", "platform"]] = {
+    HUB_USER: "user",
+    HUB_GROUP: "group",
+    OURS: "platform",
+}
+
+
+def find(session: Session, source: str, name: str) -> int | None:
+    """The id of the account that ``name`` means now, None if there is none."""
+    return session.scalar(
+        sa.select(AccountName.account_id).where(
+            AccountName.source == source,
+            AccountName.name == name,
+            AccountName.valid_til_us.is_(None),
+        )
+    )
+
+
+def find_or_open(session: Session, source: str, name: str, now: int) -> int:
+    """The id of the account that ``name`` means now, opened if there is none.
+
+    Two transactions that open the same one: the second fails on the unique current name and is
+    tried again by `gpuslice.ledger.database.Database.write`.
+    """
+    found = find(session, source, name)
+    if found is not None:
+        return found
+    account = Account(kind=_KIND[source], label=name, opened_us=now)
+    session.add(account)
+    session.flush()
+    session.add(AccountName(source=source, name=name, account_id=account.id, valid_from_us=now))
+    session.flush()
+    return account.id
+
+
+def platform(session: Session, purpose: str, now: int) -> int:
+    """The platform's account for ``purpose``, one of :data:`PLATFORM`."""
+    if purpose not in PLATFORM:
+        raise ValueError(f"{purpose!r} is no platform account; there are {', '.join(PLATFORM)}")
+    return find_or_open(session, OURS, purpose, now)

@@ -1,0 +1,60 @@
+"""Brings a ledger's schema to this version with Alembic, from the migrations packaged here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy.exc import OperationalError
+
+from gpuslice.ledger.database import LedgerError, unavailable
+
+#: Our own, so that a hub that shares the server never mistakes our head for its own.
+VERSION_TABLE = "gpuslice_version"
+
+
+def config() -> Config:
+    """Alembic's configuration, without an ini file."""
+    made = Config()
+    made.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return made
+
+
+def head() -> str:
+    """The revision this code needs."""
+    revision = ScriptDirectory.from_config(config()).get_current_head()
+    if revision is None:
+        raise LedgerError("this installation has no ledger migrations; reinstall gpuslice")
+    return revision
+
+
+def current(engine: sa.Engine) -> str | None:
+    """The revision a database is at, None for an empty one."""
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        return context.get_current_revision()
+
+
+def upgrade(engine: sa.Engine, revision: str = "head") -> None:
+    """Create or upgrade the schema, in one transaction.
+
+    Raises:
+        LedgerError: the database cannot be written, or is of a newer gpuslice.
+    """
+    made = config()
+    try:
+        with engine.begin() as connection:
+            made.attributes["connection"] = connection
+            command.upgrade(made, revision)
+    except OperationalError as error:
+        raise unavailable(engine.url.render_as_string(hide_password=True), error) from error
+    except CommandError as error:
+        raise LedgerError(
+            f"the ledger {engine.url.render_as_string(hide_password=True)} was written by another "
+            f"version of gpuslice ({error}); install that version or restore a backup"
+        ) from error

@@ -1,0 +1,89 @@
+"""Prices: effective-dated rows that are never changed, and which one holds when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gpuslice.ledger.tables import Price
+
+DEFAULT_LIST = "default"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A price as the billing needs it: micro-units per hour, from a moment on (UTC us)."""
+
+    price_id: int
+    from_us: int
+    rate_u_per_hour: int
+
+
+class NoPriceError(Exception):
+    """A slice type has no price at some moment; nothing is granted or billed without one."""
+
+
+def rates(session: Session, price_list: str, slice_type: str) -> list[Rate]:
+    """All prices of a slice type, oldest first."""
+    rows = session.scalars(
+        sa.select(Price)
+        .where(Price.price_list == price_list, Price.slice_type == slice_type)
+        .order_by(Price.effective_from_us)
+    )
+    return [Rate(row.id, row.effective_from_us, row.rate_u_per_hour) for row in rows]
+
+
+def rate_at(known: list[Rate], moment: int) -> Rate:
+    """The price that holds at ``moment``.
+
+    Raises:
+        NoPriceError: ``moment`` is before the first price.
+    """
+    holding = [rate for rate in known if rate.from_us <= moment]
+    if not holding:
+        raise NoPriceError(f"no price is effective at {moment}")
+    return holding[-1]
+
+
+def changes(known: list[Rate]) -> list[int]:
+    """The moments at which another price begins."""
+    return [b.from_us for _, b in pairwise(known)]
+
+
+def set_price(
+    session: Session,
+    slice_type: str,
+    rate_u_per_hour: int,
+    *,
+    now: int,
+    actor: str,
+    price_list: str = DEFAULT_LIST,
+    effective_from_us: int | None = None,
+) -> bool:
+    """Make ``rate_u_per_hour`` the price from ``effective_from_us`` (default: now) on.
+
+    Returns whether a row was written: the price that already holds is not written again.
+
+    Raises:
+        ValueError: the moment is in the past or before an announced price. Time that has passed
+            keeps its price; only an explicit adjustment with a reason changes what was paid.
+    """  # fmt: skip
+    start = now if effective_from_us is None else effective_from_us
+    if start < now:
+        raise ValueError("a price cannot begin in the past; write an adjustment instead")
+    known = rates(session, price_list, slice_type)
+    if known and known[-1].from_us >= start:
+        raise ValueError("another price of this slice type is already set from then or later on")
+    if known and known[-1].rate_u_per_hour == rate_u_per_hour:
+        return False
+    session.add(
+        Price(
+            price_list=price_list, slice_type=slice_type, rate_u_per_hour=rate_u_per_hour,
+            effective_from_us=start, actor=actor, created_us=now,
+        )
+    )  # fmt: skip
+    session.flush()
+    return True

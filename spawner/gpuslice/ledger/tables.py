@@ -1,0 +1,371 @@
+"""The ledger's tables as typed models: every fact the platform keeps, one class each.
+
+Keys carry ``node_id`` from the start. Money is micro-units, time UTC microseconds, both
+``BigInteger``: SQLite would store a Numeric as a float and drop a time zone.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+
+#: SQLite autoincrements only a column declared INTEGER.
+BigId = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+Big = sa.BigInteger
+
+#: Names for constraints, so that Alembic can alter them on every database.
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+#: States in which a lease still holds its slice.
+LIVE_STATES = ("granted", "running", "stopping", "settled", "revoking")
+_LIVE = "state IN ('granted', 'running', 'stopping', 'settled', 'revoking')"
+
+
+class Base(MappedAsDataclass, DeclarativeBase):
+    metadata = sa.MetaData(naming_convention=NAMING)
+
+
+def _id() -> Mapped[int]:
+    return mapped_column(BigId, primary_key=True, autoincrement=True, init=False)
+
+
+class Node(Base, kw_only=True):
+    """A machine with devices, as its daemon last described itself."""
+
+    __tablename__ = "node"
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    engine: Mapped[str] = mapped_column(sa.String(16))
+    boot_id: Mapped[str] = mapped_column(sa.String(64))
+    simulated: Mapped[bool]
+    driver_version: Mapped[str | None] = mapped_column(sa.String(64))
+    gpu_problem: Mapped[str | None] = mapped_column(sa.Text)
+    enforcement_ceiling: Mapped[int]
+    #: Wall and boot clock of the node at its last listing: if they part, the wall clock jumped.
+    seen_us: Mapped[int] = mapped_column(Big)
+    boottime_us: Mapped[int] = mapped_column(Big)
+
+
+class Device(Base, kw_only=True):
+    """A GPU, a MIG instance, or (kind ``host``) a node's processors and RAM.
+
+    ``version`` is raised by everything that changes what may be granted on it, in the same
+    transaction: grant, release, state. For a MIG instance it is the parent GPU's version.
+    """
+
+    __tablename__ = "device"
+    node_id: Mapped[str] = mapped_column(sa.ForeignKey("node.id"), primary_key=True)
+    id: Mapped[str] = mapped_column(sa.String(96), primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(8))
+    position: Mapped[int]
+    model: Mapped[str] = mapped_column(sa.String(128))
+    memory_bytes: Mapped[int | None] = mapped_column(Big)
+    cpu_milli: Mapped[int] = mapped_column(default=0)
+    parent_id: Mapped[str | None] = mapped_column(sa.String(96), default=None)
+    mig_profile: Mapped[str | None] = mapped_column(sa.String(32), default=None)
+    mig_start: Mapped[int | None] = mapped_column(default=None)
+    mig_size: Mapped[int | None] = mapped_column(default=None)
+    mig_compute: Mapped[int | None] = mapped_column(default=None)
+    mig_enabled: Mapped[bool] = mapped_column(default=False)
+    simulated: Mapped[bool] = mapped_column(default=False)
+    share_enforcement: Mapped[int] = mapped_column(default=0)
+    memory_used_bytes: Mapped[int | None] = mapped_column(Big, default=None)
+    utilisation_percent: Mapped[int | None] = mapped_column(default=None)
+    state: Mapped[str] = mapped_column(sa.String(16), default="ok")
+    state_reason: Mapped[str | None] = mapped_column(sa.Text, default=None)
+    version: Mapped[int] = mapped_column(Big, default=0)
+    seen_us: Mapped[int] = mapped_column(Big, default=0)
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('ok', 'draining', 'sick', 'quarantined')", name="state"),
+        sa.CheckConstraint("kind IN ('gpu', 'mig', 'host')", name="kind"),
+    )
+
+
+class Account(Base, kw_only=True):
+    """Whom money belongs to. The id is ours and never reused; names only map to it."""
+
+    __tablename__ = "account"
+    id: Mapped[int] = _id()
+    kind: Mapped[str] = mapped_column(sa.String(16))
+    #: The name it was opened under; for messages only.
+    label: Mapped[str] = mapped_column(sa.String(255))
+    parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("account.id"), default=None)
+    opened_us: Mapped[int] = mapped_column(Big)
+    closed_us: Mapped[int | None] = mapped_column(Big, default=None)
+    __table_args__ = (sa.CheckConstraint("kind IN ('user', 'group', 'platform')", name="kind"),)
+
+
+class AccountName(Base, kw_only=True):
+    """What an account is or was called: a hub user, a hub group, a platform purpose."""
+
+    __tablename__ = "account_name"
+    id: Mapped[int] = _id()
+    source: Mapped[str] = mapped_column(sa.String(255))
+    name: Mapped[str] = mapped_column(sa.String(255))
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    valid_from_us: Mapped[int] = mapped_column(Big)
+    valid_til_us: Mapped[int | None] = mapped_column(Big, default=None)
+    __table_args__ = (
+        sa.Index(
+            "uq_account_name_current", "source", "name", unique=True,
+            sqlite_where=sa.text("valid_til_us IS NULL"),
+            postgresql_where=sa.text("valid_til_us IS NULL"),
+        ),
+    )  # fmt: skip
+
+
+class Price(Base, kw_only=True):
+    """What a slice type costs from a moment on; a change is a new row, never an edit."""
+
+    __tablename__ = "price"
+    id: Mapped[int] = _id()
+    price_list: Mapped[str] = mapped_column(sa.String(64))
+    slice_type: Mapped[str] = mapped_column(sa.String(64))
+    rate_u_per_hour: Mapped[int] = mapped_column(Big)
+    effective_from_us: Mapped[int] = mapped_column(Big)
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    created_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (
+        sa.UniqueConstraint("price_list", "slice_type", "effective_from_us"),
+        sa.CheckConstraint("rate_u_per_hour >= 0", name="rate"),
+    )
+
+
+class QuotaPolicy(Base, kw_only=True):
+    """One limit, from one moment to another. A change closes the row and writes a new one.
+
+    ``scope`` says for whom: ``default`` (every user), ``user``, ``group_total``, or
+    ``group_member`` (each member of a group). A NULL limit is *unlimited*.
+    """
+
+    __tablename__ = "quota_policy"
+    id: Mapped[int] = _id()
+    #: What the row is a version of, ``scope/account/kind/slice type/period``: one is current.
+    slot: Mapped[str] = mapped_column(sa.String(200))
+    scope: Mapped[str] = mapped_column(sa.String(16))
+    account_id: Mapped[int | None] = mapped_column(sa.ForeignKey("account.id"), default=None)
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    slice_type: Mapped[str | None] = mapped_column(sa.String(64), default=None)
+    limit_value: Mapped[int | None] = mapped_column(Big, default=None)
+    period: Mapped[str] = mapped_column(sa.String(16), default="life")
+    timezone: Mapped[str] = mapped_column(sa.String(64), default="UTC")
+    valid_from_us: Mapped[int] = mapped_column(Big)
+    valid_til_us: Mapped[int | None] = mapped_column(Big, default=None)
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    __table_args__ = (
+        sa.CheckConstraint(
+            "scope IN ('default', 'user', 'group_total', 'group_member')", name="scope"
+        ),
+        sa.CheckConstraint("limit_value IS NULL OR limit_value >= 0", name="limit"),
+        sa.Index(
+            "uq_quota_policy_current", "slot", unique=True,
+            sqlite_where=sa.text("valid_til_us IS NULL"),
+            postgresql_where=sa.text("valid_til_us IS NULL"),
+        ),
+    )  # fmt: skip
+
+
+class AccountPeriod(Base, kw_only=True):
+    """A projection: what an account has spent, holds and leases in one period.
+
+    ``slice_type`` '' counts all types. Grants and heartbeats change it by guarded updates only;
+    ``verify`` rebuilds it.
+    """
+
+    __tablename__ = "account_period"
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), primary_key=True)
+    slice_type: Mapped[str] = mapped_column(sa.String(64), primary_key=True, default="")
+    period: Mapped[str] = mapped_column(sa.String(16), primary_key=True, default="life")
+    start_us: Mapped[int] = mapped_column(Big, primary_key=True, default=0)
+    spent_u: Mapped[int] = mapped_column(Big, default=0)
+    held_u: Mapped[int] = mapped_column(Big, default=0)
+    active: Mapped[int] = mapped_column(Big, default=0)
+    __table_args__ = (
+        sa.CheckConstraint("spent_u >= 0", name="spent"),
+        sa.CheckConstraint("held_u >= 0", name="held"),
+        sa.CheckConstraint("active >= 0", name="active"),
+    )
+
+
+class Lease(Base, kw_only=True):
+    """One slice granted to one named server of one user, from grant to end."""
+
+    __tablename__ = "lease"
+    id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    attempt: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    user_name: Mapped[str] = mapped_column(sa.String(255))
+    server_name: Mapped[str] = mapped_column(sa.String(255))
+    node_id: Mapped[str] = mapped_column(sa.ForeignKey("node.id"))
+    slice_type: Mapped[str] = mapped_column(sa.String(64))
+    title: Mapped[str] = mapped_column(sa.String(255))
+    kind: Mapped[str] = mapped_column(sa.String(16))
+    device_id: Mapped[str | None] = mapped_column(sa.String(96))
+    device_model: Mapped[str | None] = mapped_column(sa.String(128))
+    memory_bytes: Mapped[int | None] = mapped_column(Big)
+    share_milli: Mapped[int | None]
+    enforcement: Mapped[int]
+    simulated: Mapped[bool]
+    price_list: Mapped[str] = mapped_column(sa.String(64))
+    state: Mapped[str] = mapped_column(sa.String(16))
+    #: When the service (its clock) last changed the state: an older listing decides nothing.
+    state_us: Mapped[int] = mapped_column(Big)
+    granted_us: Mapped[int] = mapped_column(Big)
+    #: A granted lease that has not started by then is taken back.
+    start_before_us: Mapped[int] = mapped_column(Big)
+    boot_id: Mapped[str | None] = mapped_column(sa.String(64), default=None)
+    started_us: Mapped[int | None] = mapped_column(Big, default=None)
+    #: Seen alive up to here (heartbeat), and paid by segments up to here.
+    covered_us: Mapped[int | None] = mapped_column(Big, default=None)
+    billed_us: Mapped[int | None] = mapped_column(Big, default=None)
+    stop_requested_us: Mapped[int | None] = mapped_column(Big, default=None)
+    stop_reason: Mapped[str | None] = mapped_column(sa.String(500), default=None)
+    stop_actor: Mapped[str | None] = mapped_column(sa.String(255), default=None)
+    keep_until_us: Mapped[int | None] = mapped_column(Big, default=None)
+    finished_us: Mapped[int | None] = mapped_column(Big, default=None)
+    finished_at_unknown: Mapped[bool] = mapped_column(default=False)
+    exit_code: Mapped[int | None] = mapped_column(default=None)
+    end_reason: Mapped[str | None] = mapped_column(sa.String(500), default=None)
+    ended_us: Mapped[int | None] = mapped_column(Big, default=None)
+    __table_args__ = (
+        sa.CheckConstraint(f"{_LIVE} OR state IN ('ended', 'cancelled')", name="state"),
+        sa.CheckConstraint("billed_us IS NULL OR billed_us >= started_us", name="billed"),
+        sa.Index(
+            "uq_lease_live_server", "account_id", "server_name", unique=True,
+            sqlite_where=sa.text(_LIVE), postgresql_where=sa.text(_LIVE),
+        ),
+        sa.Index("ix_lease_state", "state"),
+        sa.Index("ix_lease_granted", "granted_us", "id"),
+    )  # fmt: skip
+
+
+class Claim(Base, kw_only=True):
+    """The part of a device that a lease holds; kept with its end, so history can be checked."""
+
+    __tablename__ = "claim"
+    id: Mapped[int] = _id()
+    lease_id: Mapped[str] = mapped_column(sa.ForeignKey("lease.id"))
+    node_id: Mapped[str] = mapped_column(sa.String(64))
+    device_id: Mapped[str] = mapped_column(sa.String(96))
+    whole: Mapped[bool] = mapped_column(default=False)
+    memory_bytes: Mapped[int] = mapped_column(Big, default=0)
+    share_milli: Mapped[int] = mapped_column(default=0)
+    mig_id: Mapped[str | None] = mapped_column(sa.String(96), default=None)
+    mig_start: Mapped[int | None] = mapped_column(default=None)
+    mig_size: Mapped[int | None] = mapped_column(default=None)
+    cpu_milli: Mapped[int] = mapped_column(default=0)
+    ram_bytes: Mapped[int] = mapped_column(Big, default=0)
+    #: Versions of the device between which the claim held: a total order, unlike two clocks.
+    taken_version: Mapped[int] = mapped_column(Big)
+    released_version: Mapped[int | None] = mapped_column(Big, default=None)
+    __table_args__ = (
+        sa.UniqueConstraint("lease_id", "node_id", "device_id"),
+        sa.ForeignKeyConstraint(["node_id", "device_id"], ["device.node_id", "device.id"]),
+        sa.Index("ix_claim_device", "node_id", "device_id", "released_version"),
+    )
+
+
+class Hold(Base, kw_only=True):
+    """Money reserved for a lease before it is spent; closed when the lease is settled."""
+
+    __tablename__ = "hold"
+    id: Mapped[int] = _id()
+    lease_id: Mapped[str] = mapped_column(sa.ForeignKey("lease.id"))
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"))
+    amount_u: Mapped[int] = mapped_column(Big)
+    state: Mapped[str] = mapped_column(sa.String(8), default="open")
+    updated_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (
+        sa.UniqueConstraint("lease_id", "account_id"),
+        sa.CheckConstraint("amount_u >= 0", name="amount"),
+        sa.CheckConstraint("state IN ('open', 'closed')", name="state"),
+    )
+
+
+class Segment(Base, kw_only=True):
+    """A closed interval of a lease's life, half open, at one price and in one period."""
+
+    __tablename__ = "segment"
+    id: Mapped[int] = _id()
+    lease_id: Mapped[str] = mapped_column(sa.ForeignKey("lease.id"))
+    from_us: Mapped[int] = mapped_column(Big)
+    til_us: Mapped[int] = mapped_column(Big)
+    price_id: Mapped[int] = mapped_column(sa.ForeignKey("price.id"))
+    payer: Mapped[str] = mapped_column(sa.String(8))
+    amount_u: Mapped[int] = mapped_column(Big)
+    created_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (
+        sa.UniqueConstraint("lease_id", "from_us"),
+        sa.CheckConstraint("til_us > from_us", name="order"),
+        sa.CheckConstraint("amount_u >= 0", name="amount"),
+        sa.CheckConstraint("payer IN ('user', 'writeoff')", name="payer"),
+    )
+
+
+class Entry(Base, kw_only=True):
+    """An append-only transfer: ``amount_u`` from the debit account to the credit account."""
+
+    __tablename__ = "entry"
+    id: Mapped[int] = _id()
+    idem_key: Mapped[str] = mapped_column(sa.String(128), unique=True)
+    kind: Mapped[str] = mapped_column(sa.String(16))
+    debit_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    credit_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    amount_u: Mapped[int] = mapped_column(Big)
+    segment_id: Mapped[int | None] = mapped_column(sa.ForeignKey("segment.id"), default=None)
+    leg: Mapped[int] = mapped_column(default=0)
+    corrects_id: Mapped[int | None] = mapped_column(sa.ForeignKey("entry.id"), default=None)
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    memo: Mapped[str] = mapped_column(sa.String(500), default="")
+    created_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (
+        sa.UniqueConstraint("segment_id", "leg"),
+        sa.CheckConstraint("amount_u > 0", name="amount"),
+        sa.CheckConstraint("debit_id <> credit_id", name="accounts"),
+    )
+
+
+class NoticeRow(Base, kw_only=True):
+    """Something a lease's user should know; written once per ``idem_key``."""
+
+    __tablename__ = "notice"
+    id: Mapped[int] = _id()
+    idem_key: Mapped[str] = mapped_column(sa.String(128), unique=True)
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    lease_id: Mapped[str | None] = mapped_column(sa.ForeignKey("lease.id"), default=None)
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    severity: Mapped[str] = mapped_column(sa.String(8))
+    message: Mapped[str] = mapped_column(sa.Text)
+    created_us: Mapped[int] = mapped_column(Big)
+
+
+class Audit(Base, kw_only=True):
+    """Who did what, when and why, for everything that is not money."""
+
+    __tablename__ = "audit"
+    id: Mapped[int] = _id()
+    at_us: Mapped[int] = mapped_column(Big)
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    action: Mapped[str] = mapped_column(sa.String(64))
+    subject: Mapped[str] = mapped_column(sa.String(255))
+    before: Mapped[str | None] = mapped_column(sa.Text, default=None)
+    after: Mapped[str | None] = mapped_column(sa.Text, default=None)
+    reason: Mapped[str | None] = mapped_column(sa.String(500), default=None)
+
+
+class Meter(Base, kw_only=True):
+    """The one row that says which service process meters this ledger (its epoch)."""
+
+    __tablename__ = "meter"
+    id: Mapped[int] = mapped_column(primary_key=True, default=1)
+    epoch: Mapped[int] = mapped_column(Big)
+    boot_id: Mapped[str] = mapped_column(sa.String(64))
+    pid: Mapped[int]
+    pid_start: Mapped[int] = mapped_column(Big)
+    beat_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (sa.CheckConstraint("id = 1", name="one"),)

@@ -1,0 +1,41 @@
+"""Triggers that refuse to change facts: entries, segments and prices are written once.
+
+A correction is a new entry that points at the old one. The triggers also stop our own code, an
+administrator's SQL shell and a careless migration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_POSTGRES_FUNCTION = """
+CREATE FUNCTION gpuslice_immutable() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP;
+END $$
+"""
+
+
+def create(dialect: str, tables: Sequence[str]) -> list[str]:
+    """Statements that make ``tables`` append-only on ``dialect``."""
+    if dialect == "postgresql":
+        return [_POSTGRES_FUNCTION] + [
+            f"CREATE TRIGGER {table}_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION gpuslice_immutable()"
+            for table in tables
+        ]
+    return [
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only: {verb} refused'); END"
+        for table in tables
+        for verb in ("UPDATE", "DELETE")
+    ]
+
+
+def drop(dialect: str, tables: Sequence[str]) -> list[str]:
+    """The inverse of `create`."""
+    if dialect == "postgresql":
+        return [f"DROP TRIGGER {table}_immutable ON {table}" for table in tables] + [
+            "DROP FUNCTION gpuslice_immutable()"
+        ]
+    return [f"DROP TRIGGER {table}_no_{verb}" for table in tables for verb in ("update", "delete")]
