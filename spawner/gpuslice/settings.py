@@ -186,7 +186,7 @@ def _timezone(value: object) -> object:
         return value
     try:
         ZoneInfo(value)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         _fail(f"{value!r} is no time zone known to this machine; write for example 'Europe/Berlin'")
     return value
 
@@ -502,7 +502,9 @@ def _read(path: Path) -> dict[str, Any]:
         line = raw.count(b"\n", 0, exc.start) + 1
         raise SettingsError(file, (Problem("", f"line {line} is not UTF-8 text"),)) from None
     except tomllib.TOMLDecodeError as exc:
-        raise SettingsError(file, (Problem("", f"not valid TOML: {exc}"),)) from None
+        last = raw.count(b"\n") + 1
+        reason = str(exc).replace("at end of document", f"at line {last}, the last")
+        raise SettingsError(file, (Problem("", f"not valid TOML: {reason}"),)) from None
     except RecursionError:
         raise SettingsError(file, (Problem("", "not valid TOML: nested too deeply"),)) from None
 

@@ -21,6 +21,9 @@ class HoldsShares(Protocol):
     @property
     def share_enforcement(self) -> Enforcement: ...
 
+    @property
+    def simulated(self) -> bool: ...
+
 
 def achieved(kind: SliceKind, device: HoldsShares | None, ceiling: Enforcement) -> Enforcement:
     """The level a lease really gets; ``ceiling`` is ``Inventory.enforcement_ceiling``.
@@ -37,6 +40,15 @@ def achieved(kind: SliceKind, device: HoldsShares | None, ceiling: Enforcement) 
         case SliceKind.SHARED:
             level = Enforcement.ADVISORY if device is None else device.share_enforcement
     return min(level, ceiling)
+
+
+def may_share(device: HoldsShares, ceiling: Enforcement, minimum: Enforcement) -> bool:
+    """Whether shares of this device may be leased: held at ``minimum``, or nothing real at stake.
+
+    Whole GPUs and MIG instances are not asked this: that they are leased once is the ledger's
+    doing, and needs nobody to hold a cap.
+    """
+    return device.simulated or achieved(SliceKind.SHARED, device, ceiling) >= minimum
 
 
 def share_level(
