@@ -1,0 +1,96 @@
+"""Bytes from a client into the models of a route, or a Refused that names the wrong field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from gpuslice.errors import Refused
+from gpuslice.service.calls import no_such_lease
+from gpuslice.service.routes import AnyRoute
+from gpuslice.wire import LeaseId
+
+#: The largest body that is looked at.
+MAX_BODY = 64 * 1024
+#: Query arguments that belong to the transport, not to a route.
+_TRANSPORT_ARGUMENTS = frozenset({"_xsrf"})
+_LEASE_ID: TypeAdapter[str] = TypeAdapter(LeaseId)
+
+
+def parse_body(route: AnyRoute, raw: bytes, content_type: str) -> Any:
+    """The body as the route's model."""
+    if len(raw) > MAX_BODY:
+        raise Refused("too-large", f"The body is larger than {MAX_BODY} bytes.", status=413)
+    if not route.has_body:
+        return route.body()
+    if not raw.strip():
+        if route.body_may_be_empty:
+            return route.body()
+        raise _bad("body: is empty; send JSON")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise Refused("bad-content-type", "Send Content-Type: application/json.", status=415)
+    try:
+        # Numbers that JSON does not have (NaN, Infinity), lone surrogates and deep nests end here.
+        data = from_json(raw, allow_inf_nan=False)
+    except ValueError as exc:
+        raise _bad(f"body: is not JSON ({exc})") from None
+    return _validated(route.body, data, "body")
+
+
+def parse_query(route: AnyRoute, arguments: Mapping[str, list[bytes]]) -> Any:
+    """The query as the route's model; an argument that it does not know is refused."""
+    data: dict[str, str] = {}
+    for name, values in arguments.items():
+        if name in _TRANSPORT_ARGUMENTS:
+            continue
+        if len(values) > 1:
+            raise _bad(f"{_shown(name)}: is given more than once")
+        try:
+            data[name] = values[0].decode("utf-8")
+        except UnicodeDecodeError:
+            raise _bad(f"{_shown(name)}: is not UTF-8") from None
+    return _validated(route.query, data, "query")
+
+
+def parse_lease_id(text: str) -> str:
+    """A lease id from a path. What cannot be one gets the same answer as one that is not there."""
+    try:
+        return _LEASE_ID.validate_python(text)
+    except ValidationError:
+        raise no_such_lease() from None
+
+
+def _validated(model: type[BaseModel], data: object, whole: str) -> BaseModel:
+    if _has_nul(data):
+        # PostgreSQL cannot store it, and no name or reason needs it.
+        raise _bad(f"{whole}: holds a null character")
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or whole
+        raise _bad(f"{_shown(field)}: {first['msg']}") from None
+
+
+def _has_nul(value: object) -> bool:
+    match value:
+        case str():
+            return "\0" in value
+        case dict():
+            return any(_has_nul(part) for pair in value.items() for part in pair)
+        case list():
+            return any(map(_has_nul, value))
+        case _:
+            return False
+
+
+def _bad(message: str) -> Refused:
+    return Refused("bad-request", message[:300], status=400)
+
+
+def _shown(name: str) -> str:
+    """A field's name as the client wrote it, bounded and without anything unprintable."""
+    return "".join(c if c.isprintable() else "?" for c in name[:80])

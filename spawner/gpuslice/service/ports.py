@@ -1,0 +1,63 @@
+"""What the service needs of the broker, as types; the real one is ``gpuslice.broker.Broker``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from gpuslice import wire
+
+
+class Broker(Protocol):
+    """The facade over leases and ledger. No method blocks the event loop; none calls the hub
+    inside a transaction."""
+
+    async def offers(self, user: str | None) -> list[wire.Offer]:
+        """Slice types as this user may take them; ``None``: as anybody."""
+
+    async def grant(self, req: wire.LeaseRequest) -> wire.LeaseGrant:
+        """A lease, the same one for the same ``attempt``. Raises Refused."""
+
+    async def started(self, lease_id: str, body: wire.ServerStarted) -> None:
+        """Move ``granted → running``. Raises Refused (409)."""
+
+    async def stop(
+        self, lease_id: str, body: wire.StopLease, *, ask_hub: bool = False
+    ) -> wire.LeaseView:
+        """Commit a stop with its reason; with ``ask_hub`` the hub then ends the server, without it
+        the caller does. Raises Refused (404, 409)."""
+
+    async def settle(self, lease_id: str, wait_s: float) -> wire.LeaseView:
+        """Reconcile one lease now; returns when it ended or after ``wait_s``. Raises Refused."""
+
+    async def lease(self, lease_id: str) -> wire.LeaseView | None:
+        """One lease, or None."""
+
+    async def current(self, user: str, server: str) -> wire.LeaseView | None:
+        """The live lease of a named server, or None."""
+
+    async def leases(
+        self, user: str | None, live: bool | None, limit: int, before: str | None
+    ) -> tuple[list[wire.LeaseView], str | None]:
+        """Newest first, with the cursor of the next page. Raises Refused for a wrong cursor."""
+
+    async def me(self, user: str, server: str | None) -> wire.Me:
+        """The user's own state; with ``server`` only that server's lease."""
+
+    async def notices(self, user: str, since: int) -> list[wire.Notice]:
+        """Notices with an id above ``since``, oldest first."""
+
+    async def keep(self, user: str, lease_id: str) -> wire.LeaseView:
+        """Protect a lease from the idle stop for a while. Raises Refused."""
+
+    async def devices(self) -> list[wire.DeviceView]:
+        """All devices and who holds them."""
+
+    async def drain(self, reason: str, actor: str) -> int:
+        """Commit a stop for all live leases, refuse new grants; how many still live."""
+
+    async def health(self) -> Mapping[str, object]:
+        """How the broker is; the service reads ``database_ok`` and ``node_ok``."""
+
+    async def metrics_snapshot(self) -> Mapping[str, object]:
+        """Counts for /metrics; :mod:`gpuslice.service.metrics` says which keys."""

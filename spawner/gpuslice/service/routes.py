@@ -1,0 +1,135 @@
+"""The one table of routes: handlers, the OpenAPI document and the tests are made from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from gpuslice import wire
+from gpuslice.service import calls, models
+from gpuslice.service.auth import Access
+from gpuslice.service.calls import B, Call, Q, Text
+from gpuslice.service.pages import Page, Redirect
+
+R = TypeVar("R")
+
+_LEASE_ID = "{lease_id}"
+
+
+@dataclass(frozen=True)
+class Route(Generic[B, Q, R]):
+    """One method on one path, relative to the service's prefix."""
+
+    method: str
+    path: str
+    access: Access
+    run: Callable[[Call[B, Q]], Awaitable[R]]
+    body: type[B]
+    query: type[Q]
+    answer: type[R]
+    summary: str
+    status: int = 200
+
+    @property
+    def name(self) -> str:
+        """Short and unique; label in metrics, operationId in OpenAPI."""
+        return self.run.__name__
+
+    @property
+    def is_page(self) -> bool:
+        """For eyes: answers and errors are HTML, and somebody unknown is sent to the login."""
+        return self.answer in (Page, Redirect)
+
+    @property
+    def is_json(self) -> bool:
+        return not self.is_page and self.answer is not Text
+
+    @property
+    def has_body(self) -> bool:
+        return self.body is not models.Nothing
+
+    @property
+    def body_may_be_empty(self) -> bool:
+        fields = self.body.model_fields  # type: ignore[attr-defined]
+        return not any(field.is_required() for field in fields.values())
+
+    @property
+    def pattern(self) -> str:
+        """The path as a regular expression."""
+        return re.escape(self.path).replace(re.escape(_LEASE_ID), "(?P<lease_id>[^/]+)")
+
+    def dump(self, answer: R) -> bytes:
+        """The answer as JSON."""
+        return TypeAdapter(self.answer).dump_json(answer)
+
+
+def _table() -> tuple[Any, ...]:
+    # Not annotated with Route[Any, ...]: like this the type checker compares, row by row, the
+    # models in the table with those in the function's signature.
+    no, a = models.Nothing, Access
+    lease, page = wire.LeaseView, models.LeasePage
+    get, post = "GET", "POST"
+    return (
+        # The spawner (and the command line): a fixed token, no hub.
+        Route(post, "api/broker/leases", a.BROKER, calls.grant,
+              wire.LeaseRequest, no, wire.LeaseGrant,
+              "Grant a slice to a named server; the same attempt gets the same lease", 201),
+        Route(get, "api/broker/leases/{lease_id}", a.BROKER, calls.broker_lease,
+              no, no, lease, "One lease"),
+        Route(get, "api/broker/current", a.BROKER, calls.current,
+              no, models.CurrentQuery, lease, "The live lease of a named server"),
+        Route(post, "api/broker/leases/{lease_id}/stop", a.BROKER, calls.broker_stop,
+              wire.StopLease, no, lease, "Commit a stop with its reason"),
+        Route(post, "api/broker/leases/{lease_id}/settle", a.BROKER, calls.settle,
+              no, models.SettleQuery, lease, "Look at this lease now; wait a while for its end"),
+        Route(get, "api/broker/offers", a.BROKER, calls.broker_offers,
+              no, models.OffersQuery, list[wire.Offer], "Slice types as a user may take them"),
+        Route(post, "api/broker/drain", a.BROKER, calls.drain,
+              models.DrainRequest, no, models.Drained,
+              "Stop every lease and refuse new ones; how many still live"),
+        # The node's supervisors: a fixed token, no hub.
+        Route(post, "api/node/leases/{lease_id}/started", a.NODE, calls.started,
+              wire.ServerStarted, no, models.Nothing,
+              "Move a lease to running; 409 means that the server must not start"),
+        # People and notebooks: login or token of the hub.
+        Route(get, "api/offers", a.USER, calls.offers,
+              no, no, list[wire.Offer], "Slice types, prices and how many are free"),
+        Route(get, "api/leases", a.OWN_ALL, calls.leases,
+              no, models.LeasesQuery, page, "One's own leases"),
+        Route(get, "api/leases/{lease_id}", a.READ, calls.lease,
+              no, no, lease, "One lease of one's own; with read-all, anybody's"),
+        Route(post, "api/leases/{lease_id}/stop", a.STOP, calls.stop,
+              models.StopRequest, no, lease,
+              "Stop one's own lease; an administrator anybody's, with a reason"),
+        Route(get, "api/me", a.OWN, calls.me,
+              no, no, wire.Me, "Who the service takes the caller for, with live leases"),
+        Route(get, "api/me/notices", a.OWN, calls.notices,
+              no, models.NoticesQuery, list[wire.Notice], "Notices to the caller"),
+        Route(post, "api/me/keep", a.OWN, calls.keep,
+              models.KeepRequest, no, lease, "Protect one's own lease from the idle stop"),
+        # Administrators and scrapers.
+        Route(get, "api/devices", a.READ_ALL, calls.devices,
+              no, no, list[wire.DeviceView], "All devices and who holds them"),
+        Route(get, "api/admin/leases", a.READ_ALL, calls.all_leases,
+              no, models.AllLeasesQuery, page, "Everybody's leases, or one user's"),
+        Route(get, "metrics", a.METRICS, calls.metrics,
+              no, no, Text, "Metrics for Prometheus"),
+        # Anybody.
+        Route(get, "api/health", a.PUBLIC, calls.health,
+              no, no, models.Health, "Whether the service works; 503 without a database"),
+        Route(get, "api/openapi.json", a.PUBLIC, calls.openapi,
+              no, no, dict[str, Any], "This document"),
+        # Pages.
+        Route(get, "", a.USER, calls.home,
+              no, models.HomeQuery, Page, "One's own leases and what is on offer"),
+        Route(post, "leases/{lease_id}/stop", a.USER, calls.stop_from_page,
+              no, no, Redirect, "The page's stop button"),
+    )  # fmt: skip
+
+
+AnyRoute = Route[Any, Any, Any]
+ROUTES: tuple[AnyRoute, ...] = _table()

@@ -1,0 +1,180 @@
+"""The service as a process: settings, secrets, broker and HTTP server from start to SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from gpuslice.broker import Broker
+from gpuslice.ledger.database import LedgerError
+from gpuslice.service.app import make_app
+from gpuslice.service.config import SERVICE_NAME, ServiceConfig
+from gpuslice.service.handlers import InFlight
+from gpuslice.service.hubclient import HubClient
+from gpuslice.service.log import configure_logging, event
+from gpuslice.service.secretfiles import SecretFileError, read_secret
+from gpuslice.settings import Settings, SettingsError, load_settings
+
+_LOG = logging.getLogger("gpuslice.service")
+
+#: Bodies up to this size are read and then refused in words; larger ones end the connection.
+_MAX_READ = 2 * 1024 * 1024
+#: A client may take so long to send a request, or leave a connection idle.
+_BODY_S, _IDLE_S = 30.0, 300.0
+#: How long an orderly end waits for requests that are being answered.
+_FINISH_S = 20.0
+
+
+class StartError(Exception):
+    """The service cannot start; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the service finds its files: below one private folder."""
+
+    state: Path
+    node: Path
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.state / 'ledger.sqlite'}"
+
+    def secret(self, name: str) -> str:
+        return read_secret(self.state / "secrets" / name)
+
+
+def build_config(
+    settings: Settings, place: Place, *, base_url: str | None = None, hub_api: str | None = None
+) -> ServiceConfig:
+    """The configuration from settings and private files.
+
+    Raises:
+        StartError: prefix and base URL do not fit.
+        SecretFileError: a private file is missing or not private.
+    """
+    tail = f"services/{SERVICE_NAME}/"
+    prefix = settings.service.public_prefix
+    if base_url is not None:
+        prefix = f"/{base_url.strip('/')}/{tail}".replace("//", "/")
+    if not prefix.endswith(f"/{tail}"):
+        # The hub serves a service nowhere else, and its own prefix is derived from ours.
+        raise StartError(f"service.public_prefix must end with '/{tail}', not be {prefix!r}")
+    return ServiceConfig(
+        prefix=prefix,
+        hub_prefix=f"{prefix.removesuffix(tail)}hub/",
+        hub_api_url=hub_api or settings.hub.api_url,
+        service_token=place.secret("service_token"),
+        broker_token=place.secret("broker_token"),
+        node_token=place.secret("node_token"),
+        # Hashed to the 32 bytes that signing wants, whatever the file's form.
+        cookie_secret=hashlib.sha256(place.secret("cookie_secret").encode()).digest(),
+    )
+
+
+async def serve(settings: Settings, place: Place, config: ServiceConfig) -> None:
+    """Run until SIGTERM or SIGINT; then finish what is being answered, and end.
+
+    Raises:
+        StartError, LedgerError, SettingsError: in words; nothing was changed.
+    """
+    address = (settings.service.host, settings.service.port)
+    try:
+        # First, so that a second service stops here, before it touches the ledger.
+        sockets = bind_sockets(address[1], address[0])
+    except OSError as exc:
+        raise StartError(
+            f"cannot listen on {address[0]}:{address[1]} ({exc.strerror}); "
+            "change service.port, or end what uses it"
+        ) from None
+    hub = HubClient(config.hub_api_url, config.service_token)
+    database_url = settings.database.url or place.database_url
+    broker = Broker.create(settings, database_url, place.node, hub)
+    try:
+        await broker.start()
+        app = make_app(broker, config)
+        server = HTTPServer(
+            app,
+            max_body_size=_MAX_READ,
+            max_buffer_size=_MAX_READ,
+            body_timeout=_BODY_S,
+            idle_connection_timeout=_IDLE_S,
+        )
+        server.add_sockets(sockets)
+        event(_LOG, logging.INFO, "listening", host=address[0], port=address[1])
+        try:
+            await _until_told_to_end(broker)
+        finally:
+            server.stop()
+            await _finish(app.settings["parts"].in_flight)
+            await server.close_all_connections()
+    finally:
+        for sock in sockets:
+            sock.close()
+        await broker.close()
+        await hub.close()
+        event(_LOG, logging.INFO, "ended")
+
+
+async def _until_told_to_end(broker: Broker) -> None:
+    """Returns on a signal; raises what ended the broker, if that comes first."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    work = asyncio.create_task(broker.run())
+    waiting = asyncio.create_task(told.wait())
+    try:
+        await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+            raise StartError("the broker ended by itself")
+    finally:
+        for task in (work, waiting):
+            task.cancel()
+        await asyncio.gather(work, waiting, return_exceptions=True)
+
+
+async def _finish(in_flight: InFlight) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FINISH_S):
+            await in_flight.wait_for_none()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="gpuslice service", description=__doc__)
+    parser.add_argument("--config", type=Path, help="gpuslice.toml; without it, the defaults")
+    parser.add_argument("--state", type=Path, required=True, help="folder of secrets and ledger")
+    parser.add_argument("--node-dir", type=Path, help="the node's folder (default: STATE/node)")
+    parser.add_argument("--hub-api", help="URL of the hub's API (default: from the settings)")
+    parser.add_argument("--base-url", help="the hub's base URL (default: from the settings)")
+    options = parser.parse_args(arguments)
+    configure_logging()
+    place = Place(state=options.state, node=options.node_dir or options.state / "node")
+    try:
+        settings = load_settings(options.config)
+        config = build_config(settings, place, base_url=options.base_url, hub_api=options.hub_api)
+        asyncio.run(serve(settings, place, config))
+    except (StartError, SecretFileError, SettingsError, LedgerError) as exc:
+        sys.stderr.write(f"gpuslice service: {exc}\n")
+        return 1
+    except BaseExceptionGroup as group:
+        # The broker's work runs in a task group; when it loses the ledger, that is one sentence.
+        lost, other = group.split(LedgerError)
+        if lost is None or other is not None:
+            raise
+        sys.stderr.write(f"gpuslice service: {lost.exceptions[0]}\n")
+        return 1
+    return 0
