@@ -1,0 +1,316 @@
+"""Whatever is granted and released in whatever order: nothing is ever leased twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuslice.fleet import SliceType
+from gpuslice.fleet.mig import profile_compute
+from gpuslice.placement import (
+    Claim,
+    DeviceSnapshot,
+    FleetSnapshot,
+    HostSnapshot,
+    MigInstance,
+    Placement,
+    capacity,
+    host_overlaps,
+    overlaps,
+    place,
+)
+from gpuslice.units import GIB
+from gpuslice.wire import DeviceState, Enforcement, SliceKind
+
+RESERVE = GIB
+RAM = GIB
+MODELS = {"NVIDIA H100 80GB HBM3": 80, "NVIDIA A30": 24, "NVIDIA L4": 23}
+PROFILES = {
+    "NVIDIA H100 80GB HBM3": [
+        ("1g.10gb", 1, [0, 1, 2, 3, 4, 5, 6]),
+        ("1g.20gb", 2, [0, 2, 4, 6]),
+        ("2g.20gb", 2, [0, 2, 4]),
+        ("3g.40gb", 4, [0, 4]),
+        ("4g.40gb", 4, [0, 4]),
+        ("7g.80gb", 8, [0]),
+    ],
+    "NVIDIA A30": [("1g.6gb", 1, [0, 1, 2, 3]), ("2g.12gb", 2, [0, 2]), ("4g.24gb", 4, [0])],
+}
+
+
+def offering(name: str, kind: SliceKind, **more) -> SliceType:
+    fields = {
+        "title": "", "model": None, "memory_bytes": None, "share_milli": None, "mig_profile": None,
+        "cpu_milli": 0, "ram_bytes": RAM, "rate_u_per_hour": 0,
+        "minimum_enforcement": Enforcement.WATCHDOG,
+    }  # fmt: skip
+    return SliceType(name=name, kind=kind, **(fields | more))
+
+
+TYPES = [
+    offering("cpu", SliceKind.CPU, cpu_milli=1500),
+    offering("whole", SliceKind.EXCLUSIVE),
+    offering("whole-h100", SliceKind.EXCLUSIVE, model="H100", cpu_milli=500),
+    offering("half", SliceKind.SHARED, share_milli=500),
+    offering("third", SliceKind.SHARED, share_milli=333),
+    offering("quarter", SliceKind.SHARED, share_milli=250),
+    offering("all", SliceKind.SHARED, share_milli=1000),
+    offering("7-gib", SliceKind.SHARED, memory_bytes=7 * GIB),
+    offering("22-gib", SliceKind.SHARED, memory_bytes=22 * GIB, share_milli=100),
+    *(
+        offering(profile, SliceKind.MIG, mig_profile=profile)
+        for profiles in PROFILES.values()
+        for profile, _, _ in profiles
+    ),
+]
+KINDS = st.sampled_from(TYPES)
+STATES = st.sampled_from([*[DeviceState.OK] * 5, *DeviceState])
+
+
+@st.composite
+def instances(draw: st.DrawFn, model: str, uuid: str) -> tuple[MigInstance, ...]:
+    """MIG instances, overlapping ones too: a listing made while the layout changes."""
+    found = []
+    for number in range(draw(st.integers(0, 7))):
+        name, size, starts = draw(st.sampled_from(PROFILES[model]))
+        found.append(
+            MigInstance(
+                f"MIG-{uuid}-{number}", name, draw(st.sampled_from(starts)), size,
+                draw(st.sampled_from([None, profile_compute(name)])), GIB, draw(STATES),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> FleetSnapshot:
+    hosts = tuple(
+        HostSnapshot(f"n{n}", 4000, draw(st.integers(0, 14)) * GIB, GIB, 0, draw(STATES))
+        for n in range(draw(st.integers(1, 2)))
+    )
+    devices = []
+    for number in range(draw(st.integers(0, 4))):
+        model = draw(st.sampled_from(sorted(MODELS)))
+        uuid = f"GPU-{number}"
+        in_mig = model in PROFILES and draw(st.booleans())
+        devices.append(
+            DeviceSnapshot(
+                node_id=f"n{draw(st.integers(0, 1))}",
+                uuid=uuid,
+                model=model,
+                memory_bytes=draw(st.sampled_from([None, *[MODELS[model] * GIB] * 5])),
+                state=draw(STATES),
+                version=0,
+                mig_enabled=in_mig,
+                simulated=draw(st.booleans()),
+                share_enforcement=draw(st.sampled_from([Enforcement.ADVISORY, Enforcement.CGROUP])),
+                instances=draw(instances(model, uuid)) if in_mig else (),
+            )
+        )
+    return FleetSnapshot(hosts, tuple(devices))
+
+
+CEILINGS = {"n0": Enforcement.EXCLUSIVE, "n1": Enforcement.ADVISORY}
+STEPS = st.lists(
+    st.one_of(
+        KINDS,
+        st.integers(0, 30),  # release the lease at this position
+        st.tuples(st.integers(0, 3), STATES),  # a device changes its state
+    ),
+    max_size=40,
+)
+
+
+def put(fleet: FleetSnapshot, kind: SliceType, lease: str = "probe"):
+    return place(fleet, kind, reserve_bytes=RESERVE, ceilings=CEILINGS, lease_id=lease)
+
+
+def with_claims(fleet: FleetSnapshot, found: Placement) -> FleetSnapshot:
+    hosts = tuple(
+        replace(h, claims=(*h.claims, found.host_claim)) if h.node_id == found.node_id else h
+        for h in fleet.hosts
+    )
+    devices = tuple(
+        replace(d, claims=(*d.claims, found.device_claim), version=d.version + 1)
+        if found.device_claim is not None and d.uuid == found.device_uuid
+        else d
+        for d in fleet.devices
+    )
+    return FleetSnapshot(hosts, devices)
+
+
+def without_claims(fleet: FleetSnapshot, lease: str) -> FleetSnapshot:
+    def kept(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        return tuple(claim for claim in claims if claim.lease_id != lease)
+
+    return FleetSnapshot(
+        tuple(replace(h, claims=kept(h.claims)) for h in fleet.hosts),
+        tuple(replace(d, claims=kept(d.claims)) for d in fleet.devices),
+    )
+
+
+def with_state(fleet: FleetSnapshot, number: int, state: DeviceState) -> FleetSnapshot:
+    devices = tuple(
+        replace(device, state=state) if index == number else device
+        for index, device in enumerate(fleet.devices)
+    )
+    return replace(fleet, devices=devices)
+
+
+def check_by_counting(fleet: FleetSnapshot) -> None:
+    """No oversubscription, counted here again: neither with place() nor with overlaps()."""
+    for device in fleet.devices:
+        kinds = Counter(
+            "whole" if c.whole else "mig" if c.mig_uuid else "shared" for c in device.claims
+        )
+        assert len(kinds) <= 1
+        assert kinds["whole"] <= 1
+        if kinds["shared"]:
+            assert device.memory_bytes is not None
+            assert sum(c.memory_bytes for c in device.claims) + RESERVE <= device.memory_bytes
+            assert sum(c.share_milli for c in device.claims) <= 1000
+        painted: list[int] = []
+        compute = 0
+        profiles = {i.uuid: i.profile for i in device.instances}
+        for claim in device.claims:
+            if claim.mig_uuid is not None:
+                assert claim.mig_start is not None and claim.mig_size is not None
+                painted += range(claim.mig_start, claim.mig_start + claim.mig_size)
+                compute += int(profiles[claim.mig_uuid][0])
+        assert len(painted) == len(set(painted))
+        assert compute <= (4 if "A30" in device.model else 7)
+    for host in fleet.hosts:
+        ram = sum(c.ram_bytes for c in host.claims)
+        assert ram == 0 or ram + host.reserve_ram <= host.ram_bytes
+        assert sum(c.cpu_milli for c in host.claims) <= host.cpu_milli
+
+
+def check_the_grant(fleet: FleetSnapshot, kind: SliceType, found: Placement) -> None:
+    """What was chosen is healthy, of the right kind, and carries the snapshot's versions."""
+    host = next(h for h in fleet.hosts if h.node_id == found.node_id)
+    assert host.state is DeviceState.OK
+    assert found.host_version == host.version
+    if kind.kind is SliceKind.CPU:
+        assert found.device_uuid is None
+        return
+    device = next(d for d in fleet.devices if d.uuid == found.device_uuid)
+    assert device.node_id == found.node_id
+    assert device.state is DeviceState.OK
+    assert found.device_version == device.version
+    assert kind.suits_model(device.model)
+    assert device.mig_enabled == (kind.kind is SliceKind.MIG)
+    if kind.kind is SliceKind.MIG:
+        instance = next(i for i in device.instances if i.uuid == found.mig_uuid)
+        assert (instance.state, instance.profile) == (DeviceState.OK, kind.mig_profile)
+    if kind.kind is SliceKind.SHARED and not device.simulated:
+        assert found.enforcement >= kind.minimum_enforcement
+    assert found.enforcement <= CEILINGS[found.node_id]
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleet=fleets(), steps=STEPS)
+def test_no_sequence_of_grants_and_releases_oversubscribes(fleet, steps) -> None:
+    live: list[str] = []
+    for number, step in enumerate(steps):
+        match step:
+            case SliceType():
+                found = put(fleet, step, f"lease-{number}")
+                if isinstance(found, Placement):
+                    check_the_grant(fleet, step, found)
+                    fleet = with_claims(fleet, found)
+                    live.append(f"lease-{number}")
+            case int():
+                if live:
+                    fleet = without_claims(fleet, live.pop(step % len(live)))
+            case (device, state):
+                fleet = with_state(fleet, device, state)
+        check_by_counting(fleet)
+        for device in fleet.devices:
+            assert overlaps(device, device.claims, reserve_bytes=RESERVE) == []
+        for host in fleet.hosts:
+            assert host_overlaps(host, host.claims) == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(fleet=fleets(), kinds=st.lists(KINDS, max_size=25), data=st.data())
+def test_what_is_released_can_be_granted_again(fleet, kinds, data) -> None:
+    granted: list[tuple[SliceType, Placement]] = []
+    for number, kind in enumerate(kinds):
+        found = put(fleet, kind, f"lease-{number}")
+        if isinstance(found, Placement):
+            granted.append((kind, found))
+            fleet = with_claims(fleet, found)
+    if granted:
+        kind, old = data.draw(st.sampled_from(granted))
+        again = put(without_claims(fleet, old.host_claim.lease_id), kind, "again")
+        assert isinstance(again, Placement)
+    for _, old in granted:
+        fleet = without_claims(fleet, old.host_claim.lease_id)
+    assert all(not part.claims for part in (*fleet.hosts, *fleet.devices))
+
+
+@settings(max_examples=150, deadline=None)
+@given(fleet=fleets(), kinds=st.lists(KINDS, max_size=15), kind=KINDS, data=st.data())
+def test_the_order_of_rows_does_not_matter(fleet, kinds, kind, data) -> None:
+    for number, earlier in enumerate(kinds):
+        found = put(fleet, earlier, f"lease-{number}")
+        if isinstance(found, Placement):
+            fleet = with_claims(fleet, found)
+    shuffled = FleetSnapshot(
+        tuple(data.draw(st.permutations(fleet.hosts))),
+        tuple(
+            replace(
+                device,
+                claims=tuple(data.draw(st.permutations(device.claims))),
+                instances=tuple(data.draw(st.permutations(device.instances))),
+            )
+            for device in data.draw(st.permutations(fleet.devices))
+        ),
+    )
+    assert put(fleet, kind) == put(shuffled, kind) == put(fleet, kind)
+
+
+@settings(max_examples=200, deadline=None)
+@given(fleet=fleets(), kinds=st.lists(KINDS, max_size=12), kind=KINDS)
+def test_capacity_is_what_placing_finds(fleet, kinds, kind) -> None:
+    bare = fleet
+    for number, earlier in enumerate(kinds):
+        found = put(fleet, earlier, f"lease-{number}")
+        if isinstance(found, Placement):
+            fleet = with_claims(fleet, found)
+    counted = capacity(fleet, kind, reserve_bytes=RESERVE, ceilings=CEILINGS)
+    assert counted == (_fill(fleet, kind), _fill(bare, kind))
+
+
+def _fill(fleet: FleetSnapshot, kind: SliceType) -> int:
+    count = 0
+    while isinstance(found := put(fleet, kind, f"fill-{count}"), Placement):
+        fleet = with_claims(fleet, found)
+        count += 1
+    return count
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    claims=st.lists(
+        st.builds(
+            Claim,
+            lease_id=st.uuids().map(str),
+            mig_uuid=st.uuids().map(str),
+            mig_start=st.integers(0, 6),
+            mig_size=st.sampled_from([1, 2]),
+        ),
+        max_size=4,
+    )
+)
+def test_the_checker_agrees_with_painting_slots(claims: list[Claim]) -> None:
+    gpu = DeviceSnapshot(
+        "n0", "GPU-0", "NVIDIA H100 80GB HBM3", 80 * GIB, DeviceState.OK, 0, mig_enabled=True
+    )
+    slots = [
+        s for c in claims for s in range(c.mig_start or 0, (c.mig_start or 0) + (c.mig_size or 0))
+    ]
+    assert (overlaps(gpu, claims) != []) == (len(slots) != len(set(slots)))
