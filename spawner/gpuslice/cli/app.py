@@ -1,0 +1,143 @@
+"""The commands and their options; each imports its work only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+
+class _Clean(click.Group):
+    """Turns the errors that commands raise for people into one sentence and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        from gpuslice.cli.trouble import Trouble
+
+        try:
+            return super().invoke(ctx)
+        except Trouble as trouble:
+            click.echo(f"gpuslice: {trouble}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Clean, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Lease GPU slices to JupyterHub users, and bill them exactly."""
+
+
+_STATE = click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".run"),
+    show_default=True,
+    help="The platform's data folder.",
+)
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="gpuslice.toml; without it the defaults.",
+)
+
+
+@main.command()
+@_STATE
+@_CONFIG
+@click.option(
+    "--engine",
+    type=click.Choice(["local"]),
+    default="local",
+    show_default=True,
+    help="What runs notebook servers: 'local' are processes of this machine, a demo.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True,
+              help="Where browsers find it, on this machine only.")  # fmt: skip
+@click.option("--proxy-api-port", type=click.IntRange(1, 65535),
+              help="Where the hub tells the proxy its routes.  [default: port + 1]")  # fmt: skip
+@click.option("--simulated", is_flag=True, help="Use simulated GPUs even if there are real ones.")
+@click.option("--hub-config", type=click.Path(dir_okay=False, exists=True, path_type=Path),
+              help="A jupyterhub_config.py of your own instead of the demo's.")  # fmt: skip
+@click.option("--drain-timeout", type=click.FloatRange(1, 3600), default=90, show_default=True,
+              help="Seconds that Ctrl-C waits for servers and leases to end.")  # fmt: skip
+def up(
+    state: Path,
+    config: Path | None,
+    engine: str,
+    port: int,
+    proxy_api_port: int | None,
+    simulated: bool,
+    hub_config: Path | None,
+    drain_timeout: float,
+) -> None:
+    """Start proxy, hub, service and node on this machine, until Ctrl-C."""
+    from gpuslice.cli.up import Wishes, run
+
+    del engine  # the only one so far
+    wishes = Wishes(
+        state=state.absolute(),
+        config=config.absolute() if config else None,
+        port=port,
+        proxy_api_port=proxy_api_port or (port + 1 if port < 65535 else port - 1),
+        simulated=simulated,
+        hub_config=hub_config.absolute() if hub_config else None,
+        drain_timeout_s=drain_timeout,
+    )
+    sys.exit(run(wishes))
+
+
+@main.command()
+@_STATE
+def init(state: Path) -> None:
+    """Make the data folder and its secrets; what is there already is kept."""
+    from gpuslice.cli.secrets import ensure_secrets
+    from gpuslice.cli.state import State
+
+    layout = State(state.absolute())
+    layout.prepare()
+    ensure_secrets(layout.secrets)
+    click.echo(f"The secrets are in {layout.secrets}")
+
+
+_PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@main.command(context_settings=_PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def node(arguments: Sequence[str]) -> None:
+    """Run the node daemon; its own options follow (gpuslice node --help)."""
+    _become("gpuslice.node", arguments)
+
+
+@main.command(context_settings=_PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def service(arguments: Sequence[str]) -> None:
+    """Run the service; its own options follow (gpuslice service --help)."""
+    _become("gpuslice.service", arguments)
+
+
+@main.group()
+def ledger() -> None:
+    """Look into the ledger."""
+
+
+@ledger.command()
+@_STATE
+@_CONFIG
+def verify(state: Path, config: Path | None) -> None:
+    """Check the books: segments, entries, claims, projections. Exit code 1 if anything differs."""
+    from gpuslice.cli.ledger import problems
+
+    found = problems(state.absolute(), config)
+    for problem in found:
+        click.echo(problem)
+    if found:
+        click.echo(f"{len(found)} difference{'s' if len(found) > 1 else ''}.", err=True)
+        sys.exit(1)
+    click.echo("The ledger is in order.")
+
+
+def _become(module: str, arguments: Sequence[str]) -> None:
+    """Replace this process, so that signals reach the daemon itself."""
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

@@ -1,0 +1,603 @@
+"""The life of one leased server as the hub sees it; an engine fills in four calls.
+
+The flow is the same for every engine: ask the service for a lease, start exactly that, hand it
+back on the way out. Correctness never depends on the way out being taken: the service's
+reconciler ends what a dead hub leaves behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jupyterhub.spawner import Spawner
+from jupyterhub.utils import maybe_future
+from tornado.web import HTTPError
+from traitlets import Float, Unicode, default
+
+from gpuslice.spawners import hubview
+from gpuslice.spawners.builders import SERVER_TOKEN_SCOPES, grant_text
+from gpuslice.spawners.client import ServiceClient
+from gpuslice.spawners.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    ServiceRefused,
+    ServiceUnavailable,
+)
+from gpuslice.spawners.form import options_form, unavailable_form
+from gpuslice.spawners.options import chosen_slice, flatten, stored_options
+from gpuslice.spawners.progress import ProgressBoard
+from gpuslice.spawners.refusal import SpawnRefused
+from gpuslice.wire import LeaseGrant, LeaseRequest, LeaseState, LeaseView, ServerReport, ServerState
+
+#: The lease is over: no server can run in it any more.
+_OVER = (LeaseState.SETTLED, LeaseState.ENDED, LeaseState.CANCELLED)
+#: Refusals that are about this very server's earlier lease.
+_IN_THE_WAY = ("already-leased", "previous-session-ending")
+#: The hub waits this long between cancelling a start and stopping the server itself.
+_HUB_WAITS_AFTER_CANCEL_S = 1.0
+_LOOK_AGAIN_S = 0.2
+_LOG_LINES_SHOWN = 5
+_LOG_CHARS_SHOWN = 600
+
+
+class GpuSpawner(Spawner):
+    """Base of the spawners that start servers in leased GPU slices.
+
+    An engine fills in :meth:`engine_start`, :meth:`engine_report`, :meth:`engine_stop` and
+    :meth:`engine_log_tail`.
+    """
+
+    service_url = Unicode(
+        help="""
+        URL of the gpuslice service as the hub reaches it, for example
+        ``http://127.0.0.1:8085/services/gpuslice/``. Set by ``gpuslice.configure``.
+
+        Not through the proxy: leases must be found while the hub and its proxy are starting.
+        """
+    ).tag(config=True)
+
+    notebook_service_url = Unicode(
+        help="""
+        URL of the gpuslice service as notebook servers reach it, given to them as
+        ``GPUSLICE_SERVICE_URL``. Default: the same as ``service_url``.
+        """
+    ).tag(config=True)
+
+    broker_token_file = Unicode(
+        help="""
+        File with the token that the spawner shows to the service, readable by the hub only.
+        Set by ``gpuslice.configure``. It is read at every call, so a new token needs no restart.
+        """
+    ).tag(config=True)
+
+    default_slice = Unicode(
+        help="""
+        Name of the slice that a start without options gets, for example ``cpu``.
+
+        Empty (the default): such a start is refused with the list of slices, so that nobody pays
+        for a slice that they did not choose. The spawn page chooses this slice beforehand.
+        """
+    ).tag(config=True)
+
+    service_timeout_s = Float(
+        5.0, help="How many seconds one call to the gpuslice service may take."
+    ).tag(config=True)
+
+    stop_grace_s = Float(
+        10.0,
+        help="How many seconds a server has between being asked to end and being killed.",
+    ).tag(config=True)
+
+    settle_wait_s = Float(
+        10.0,
+        help="""
+        How many seconds a stop waits for the lease to be settled, so that a start right after it
+        finds the slice free. When it is over the lease is settled in the background.
+        """,
+    ).tag(config=True)
+
+    patience_s = Float(
+        60.0,
+        help="""
+        How many seconds the hub keeps asking, when it starts or stops a server's record, while
+        neither the service nor the node answers. A server is never taken for stopped meanwhile.
+        """,
+    ).tag(config=True)
+
+    lease_id: str | None = None
+    slice_name: str = ""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._board = ProgressBoard()
+        self._starting = False
+        self._lease_asked = False
+        self._cleanup: asyncio.Task[None] | None = None
+        self._refused_options: SpawnRefused | None = None
+
+    # --- what an engine fills in ------------------------------------------------------------
+
+    @abstractmethod
+    async def engine_start(self, grant: LeaseGrant) -> str:
+        """Start the server in the granted slice; the answer is its URL. Not yet listening.
+
+        Raises:
+            EngineUnavailable, EngineRefused
+        """
+
+    @abstractmethod
+    async def engine_report(self, lease_id: str) -> ServerReport | None:
+        """What the engine says of the lease's server; None if it positively has none.
+
+        Raises:
+            EngineUnavailable: it could not be asked; that says nothing about the server.
+        """
+
+    @abstractmethod
+    async def engine_stop(self, lease_id: str, grace_s: float) -> None:
+        """Ask the lease's server to end, and kill it after ``grace_s``; returns at once.
+
+        Raises:
+            EngineUnavailable, EngineRefused
+        """
+
+    @abstractmethod
+    async def engine_log_tail(self, lease_id: str) -> list[str]:
+        """The last lines that the lease's server wrote; empty if that cannot be told."""
+
+    # --- options ----------------------------------------------------------------------------
+
+    @default("options_form")
+    def _default_options_form(self) -> Callable[[Any], Awaitable[str]]:
+        return type(self).offers_form
+
+    @default("options_from_form")
+    def _default_options_from_form(self) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
+        return self.read_form
+
+    @default("apply_user_options")
+    def _default_apply_user_options(self) -> Callable[[Any, dict[str, Any]], None]:
+        return type(self).take_options
+
+    @default("server_token_scopes")
+    def _default_server_token_scopes(self) -> list[str]:
+        return list(SERVER_TOKEN_SCOPES)
+
+    async def offers_form(self) -> str:
+        """The spawn page's form: what the service offers this user now."""
+        try:
+            offers = await self.service().offers(self.user.name)
+        except (ServiceUnavailable, ServiceRefused) as error:
+            self.log.warning("gpuslice: no offers for %s: %s", self._log_name, error)
+            return unavailable_form()
+        return options_form(offers, self.default_slice)
+
+    def read_form(self, form: dict[str, list[Any]]) -> dict[str, Any]:
+        """Form or query to options; a bad one is refused before the hub keeps it."""
+        options = flatten(form)
+        chosen_slice(options, self.default_slice)
+        return options
+
+    def options_from_query(self, query: dict[str, list[Any]]) -> dict[str, Any]:
+        """Options of a link to a spawn. A page of another site must not spend a user's money."""
+        if hubview.came_from_elsewhere(self):
+            raise SpawnRefused(
+                "A link on another site cannot start a server; choose a slice here",
+                reason="cross-site",
+                status_code=403,
+            )
+        return self.read_form(query)
+
+    def take_options(self, options: dict[str, Any]) -> None:
+        """Validate and keep what was asked for, whichever way it came.
+
+        A refusal is kept for :meth:`run_pre_spawn_hook`: whatever is raised in here the hub logs
+        with a traceback, and a mistyped name is no fault of the hub.
+        """
+        self._refused_options = None
+        try:
+            self.slice_name = chosen_slice(options, self.default_slice)
+        except SpawnRefused as refused:
+            self._refused_options = refused
+            hubview.keep_options(self, {})
+        else:
+            hubview.keep_options(self, stored_options(self.slice_name))
+
+    def run_pre_spawn_hook(self) -> Any:
+        """The administrator's hook, unless the options were refused."""
+        if self._refused_options is not None:
+            return self._refuse_options(self._refused_options)
+        return super().run_pre_spawn_hook()
+
+    async def _refuse_options(self, refused: SpawnRefused) -> None:
+        if refused.reason in ("no-slice", "unknown-slice"):
+            raise await self._with_alternatives(refused)
+        raise refused
+
+    async def _with_alternatives(self, refused: SpawnRefused) -> SpawnRefused:
+        """The refusal with the names of the slices that are free, if they can be had."""
+        try:
+            offers = await self.service().offers(self.user.name)
+        except (ServiceUnavailable, ServiceRefused):
+            return refused
+        return SpawnRefused(
+            str(refused.message),
+            reason=refused.reason,
+            status_code=refused.status_code,
+            alternatives=[offer.slice for offer in offers if offer.free > 0],
+        )
+
+    # --- start ------------------------------------------------------------------------------
+
+    async def start(self) -> str:
+        """Lease a slice, start the server in it, wait until it answers; return its URL."""
+        self._board = ProgressBoard()
+        self._starting, self._lease_asked = True, False
+        try:
+            return await self._start()
+        except BaseException as error:
+            # BaseException: the Stop button and the start timeout arrive as CancelledError.
+            await self._give_back(error)
+            refused = _as_refusal(error)
+            if refused is None:
+                raise
+            raise refused from error
+        finally:
+            self._starting = False
+            self._board.close()
+
+    async def _start(self) -> str:
+        if not self.slice_name:
+            # Somebody configured an apply_user_options of their own.
+            self.slice_name = chosen_slice(self.user_options, self.default_slice)
+        self._board.say(5, f"Asking for a {self.slice_name} slice")
+        grant = await self._lease()
+        self._board.say(20, grant_text(grant))
+        url = await self.engine_start(grant)
+        self._board.say(40, "Starting the notebook server")
+        await self._until_it_answers(grant.lease_id, url)
+        self._board.say(95, "The notebook server answers")
+        return url
+
+    async def _lease(self) -> LeaseGrant:
+        # One attempt id for all tries of this start: a lost answer cannot lease twice.
+        request = LeaseRequest(
+            attempt=uuid.uuid4().hex,
+            user=self.user.name,
+            server=self.name,
+            slice=self.slice_name,
+            groups=hubview.user_groups(self),
+        )
+        self._lease_asked = True
+        try:
+            try:
+                grant = await self.service().lease(request)
+            except ServiceRefused as error:
+                if error.refusal.reason not in _IN_THE_WAY:
+                    raise
+                await self._end_previous(error)
+                grant = await self.service().lease(request)
+        except ServiceRefused:
+            self._lease_asked = False
+            raise
+        self.lease_id = grant.lease_id
+        self.log.info("gpuslice: %s got lease %s", self._log_name, grant.lease_id)
+        return grant
+
+    async def _end_previous(self, error: ServiceRefused) -> None:
+        """End what is left of this server, which the hub says does not run: it lost track of it."""
+        self._board.say(10, "Ending the previous session of this server")
+        lease = await self.service().current(self.user.name, self.name)
+        if lease is None:
+            return
+        self.log.warning("gpuslice: %s: %s", self._log_name, error)
+        if lease.stop_requested_us is None:
+            await self._end(lease.lease_id, "replaced by a new start", self.stop_grace_s)
+        await self._settle(lease.lease_id)
+
+    async def _until_it_answers(self, lease_id: str, url: str) -> None:
+        """Wait for the server to listen; the hub's start timeout bounds it."""
+        told = False
+        while True:
+            try:
+                report = await self.engine_report(lease_id)
+            except EngineUnavailable:
+                # It was started; whether it still runs is not known, so neither is its end.
+                report = None
+            if report is not None and report.state is ServerState.EXITED:
+                raise await self._exited(report)
+            if report is not None and report.state is ServerState.RUNNING:
+                if await _listens(url):
+                    return
+                if not told:
+                    self._board.say(60, "The server's process runs; waiting for it to answer")
+                    told = True
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _exited(self, report: ServerReport) -> SpawnRefused:
+        """Why a server ended before it was ready, in words for its user."""
+        if report.started_us is None:
+            text = "The server was not started"
+        elif report.oom:
+            text = "The server ran out of memory while starting"
+        else:
+            text = f"The server ended while starting, with exit code {report.exit_code}"
+        if report.message:
+            text += f": {report.message}"
+        lines = (await self.engine_log_tail(report.lease_id))[-_LOG_LINES_SHOWN:]
+        if lines:
+            text += f". It wrote last: {' / '.join(lines)[-_LOG_CHARS_SHOWN:]}"
+        return SpawnRefused(text, reason="server-exited", status_code=500)
+
+    # --- giving a lease back after a start that failed ----------------------------------------
+
+    async def _give_back(self, error: BaseException) -> None:
+        """End what a failed start has leased, even if nobody waits for it any more."""
+        if not self._lease_asked:
+            return
+        cancelled = isinstance(error, asyncio.CancelledError)
+        reason = "start cancelled or timed out" if cancelled else f"start failed: {error}"
+        # A task of its own: cancelling the start again does not cancel this.
+        self._cleanup = asyncio.create_task(self._clean_up(reason[:500]))
+        # After a cancel the hub soon calls stop(), which waits for the rest of it.
+        wait_s = _HUB_WAITS_AFTER_CANCEL_S / 2 if cancelled else None
+        await asyncio.wait([self._cleanup], timeout=wait_s)
+
+    async def _clean_up(self, reason: str) -> None:
+        try:
+            lease_id = self.lease_id or await self._unanswered_lease()
+            if lease_id is not None:
+                await self._end(lease_id, reason, grace_s=0.0)
+                await self._settle(lease_id)
+        finally:
+            self.lease_id = None
+
+    async def _unanswered_lease(self) -> str | None:
+        """The lease of a request whose answer was lost: granted to this server and not started."""
+        try:
+            lease = await self.service().current(self.user.name, self.name)
+        except (ServiceUnavailable, ServiceRefused):
+            return None
+        return lease.lease_id if lease and lease.state is LeaseState.GRANTED else None
+
+    # --- stop -------------------------------------------------------------------------------
+
+    async def stop(self, now: bool = False) -> None:
+        """Commit the stop at the service, stop the server, wait for its end."""
+        if self._cleanup is not None:
+            await asyncio.wait([self._cleanup])
+        if self.lease_id is None:
+            lease = await self._current_lease()
+            self.lease_id = lease.lease_id if lease else None
+        if self.lease_id is None:
+            return
+        reason = "hub" if hubview.is_waiting_for_server(self) else "user"
+        grace_s = 0.0 if now else self.stop_grace_s
+        await self._end(self.lease_id, reason, grace_s)
+        await self._until_it_ended(self.lease_id, grace_s + self.settle_wait_s)
+
+    def run_post_stop_hook(self) -> Any:
+        """After every end that the hub notices: a fast path to free the slice, no more."""
+        return self._settle_then_hook()
+
+    async def _settle_then_hook(self) -> None:
+        if self.lease_id is not None:
+            await self._settle(self.lease_id)
+        await maybe_future(super().run_post_stop_hook())
+
+    async def _end(self, lease_id: str, reason: str, grace_s: float) -> None:
+        """Get the end of a lease under way; returns when service or node has taken it on.
+
+        The stop is committed first, so that a crash from here on does not forget it. When the
+        service does not answer the node is asked all the same, and the lease is settled later.
+        """
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            committed = await self._commit_stop(lease_id, reason)
+            asked = await self._ask_engine_to_stop(lease_id, grace_s)
+            if committed or asked or time.monotonic() > deadline:
+                return
+            # Returning now would make the hub forget a server that goes on.
+            await asyncio.sleep(_LOOK_AGAIN_S * 5)
+
+    async def _commit_stop(self, lease_id: str, reason: str) -> bool:
+        try:
+            await self.service().stop(lease_id, reason, actor="hub")
+        except (ServiceUnavailable, ServiceRefused) as error:
+            self.log.warning("gpuslice: stop of lease %s not committed: %s", lease_id, error)
+            return False
+        return True
+
+    async def _ask_engine_to_stop(self, lease_id: str, grace_s: float) -> bool:
+        try:
+            await self.engine_stop(lease_id, grace_s)
+        except (EngineUnavailable, EngineRefused) as error:
+            self.log.info("gpuslice: server of lease %s not stopped here: %s", lease_id, error)
+            return False
+        return True
+
+    async def _until_it_ended(self, lease_id: str, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            if await self._status(lease_id) is not None:
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        self.log.warning("gpuslice: lease %s goes on ending in the background", lease_id)
+
+    async def _settle(self, lease_id: str) -> None:
+        try:
+            await self.service().settle(lease_id, self.settle_wait_s)
+        except (ServiceUnavailable, ServiceRefused) as error:
+            self.log.info("gpuslice: lease %s will be settled later: %s", lease_id, error)
+
+    # --- is it running? ---------------------------------------------------------------------
+
+    async def poll(self) -> int | None:
+        """None while the server runs or nobody can tell; its exit code once it has ended."""
+        if self._starting or (self._cleanup is not None and not self._cleanup.done()):
+            return None
+        if self.lease_id is None:
+            return await self._adopt() if self._may_adopt else 0
+        return await self._status(self.lease_id)
+
+    async def _status(self, lease_id: str) -> int | None:
+        try:
+            report = await self.engine_report(lease_id)
+            if report is not None:
+                return _exit_status(report)
+            # The engine has no such server: the lease may be over, or its end is being noticed.
+            lease = await self.service().get(lease_id)
+        except (EngineUnavailable, ServiceUnavailable, ServiceRefused):
+            return None
+        if lease is None:
+            return 0
+        return (lease.exit_code or 0) if lease.state in _OVER else None
+
+    async def _adopt(self) -> int | None:
+        """Find a server that a hub before this one started and had no time to write down."""
+        try:
+            lease = await self._current_lease()
+        except ServiceUnavailable:
+            return None
+        if lease is None:
+            return 0
+        try:
+            report = await self.engine_report(lease.lease_id)
+        except EngineUnavailable:
+            self.lease_id = lease.lease_id
+            return None
+        if report is None and lease.state is LeaseState.GRANTED:
+            # The start that asked for it died with the hub: nobody will use it.
+            await self._end(lease.lease_id, "the hub restarted during the start", grace_s=0.0)
+            return 0
+        self.lease_id, self.slice_name = lease.lease_id, lease.slice
+        self.log.info("gpuslice: %s adopted with lease %s", self._log_name, lease.lease_id)
+        return None if report is None else _exit_status(report)
+
+    async def _current_lease(self) -> LeaseView | None:
+        """The live lease of this server, asked for patiently: the hub may start before the service.
+
+        Raises:
+            ServiceUnavailable: it did not answer in all that time.
+        """
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return await self.service().current(self.user.name, self.name)
+            except (ServiceUnavailable, ServiceRefused) as error:
+                if time.monotonic() > deadline:
+                    raise ServiceUnavailable(str(error)) from error
+            await asyncio.sleep(_LOOK_AGAIN_S * 5)
+
+    async def get_url(self) -> str:
+        """Where the server is; the engine knows it even if the hub's database does not."""
+        if self.lease_id is not None:
+            try:
+                report = await self.engine_report(self.lease_id)
+            except EngineUnavailable:
+                report = None
+            if report is not None and report.url:
+                return report.url
+        return str(self.server.url)
+
+    # --- the hub's record of it -------------------------------------------------------------
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Called for every spawner object; an empty state may also mean a crash in ``start()``."""
+        super().load_state(state)
+        self.lease_id = state.get("lease_id") or None
+        self.slice_name = state.get("slice", "")
+        self._may_adopt = self.lease_id is None
+
+    def get_state(self) -> dict[str, Any]:
+        """What the hub keeps: only where to look. The service has the rest."""
+        state: dict[str, Any] = super().get_state()
+        if self.lease_id is not None:
+            state["lease_id"] = self.lease_id
+            state["slice"] = self.slice_name
+        return state
+
+    def clear_state(self) -> None:
+        """Called before each start and after each end: from here on there is nothing to adopt."""
+        super().clear_state()
+        self.lease_id = None
+        self.slice_name = ""
+        self._may_adopt = False
+
+    _may_adopt = False
+
+    async def rename(self, old_name: str, new_name: str) -> None:
+        """A lease carries the server's name, so it has to be over before the name changes."""
+        try:
+            lease = await self.service().current(self.user.name, old_name)
+        except (ServiceUnavailable, ServiceRefused) as error:
+            raise HTTPError(503, f"Not renamed: {_SERVICE_SILENT}") from error
+        if lease is not None:
+            raise HTTPError(409, "Not renamed: the server's lease is still being settled")
+        await super().rename(old_name, new_name)
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """What the start is doing, for the spawn-pending page."""
+        async for event in self._board.watch():
+            yield event
+
+    # --- helpers ----------------------------------------------------------------------------
+
+    def service(self) -> ServiceClient:
+        """Calls to the gpuslice service."""
+        return ServiceClient(
+            self.service_url, Path(self.broker_token_file), timeout_s=self.service_timeout_s
+        )
+
+
+_SERVICE_SILENT = "the service that leases GPU slices does not answer"
+
+
+def _as_refusal(error: BaseException) -> SpawnRefused | None:
+    """An expected failure in words for its user; None for everything else."""
+    match error:
+        case SpawnRefused():
+            return None
+        case ServiceRefused():
+            return SpawnRefused.from_refusal(error.status, error.refusal)
+        case ServiceUnavailable():
+            message = f"No server was started: {_SERVICE_SILENT}"
+            return SpawnRefused(
+                message, reason="service-unavailable", status_code=503, retry_after_s=30
+            )
+        case EngineUnavailable():
+            message = "No server was started: the node that runs servers does not answer"
+            return SpawnRefused(
+                message, reason="runtime-unavailable", status_code=503, retry_after_s=30
+            )
+        case EngineRefused():
+            return SpawnRefused(
+                f"The node did not start the server: {error}",
+                reason="start-refused",
+                status_code=503,
+            )
+    return None
+
+
+def _exit_status(report: ServerReport) -> int | None:
+    return (report.exit_code or 0) if report.state is ServerState.EXITED else None
+
+
+async def _listens(url: str) -> bool:
+    """Whether something accepts connections there; whether it is the server the hub asks itself."""
+    parts = urlsplit(url)
+    try:
+        _, writer = await asyncio.wait_for(
+            asyncio.open_connection(parts.hostname, parts.port), timeout=2.0
+        )
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

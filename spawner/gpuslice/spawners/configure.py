@@ -1,0 +1,290 @@
+"""``gpuslice.configure(c)``: everything that an existing ``jupyterhub_config.py`` needs.
+
+It adds to what the administrator has set and never replaces it. Where both cannot be true it
+says so in one sentence and the hub does not start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+from traitlets.config import Config
+from traitlets.config.loader import LazyConfigValue
+
+from gpuslice.nodeclient import ENGINE_SOCKET
+from gpuslice.settings import Settings, SettingsError, load_settings
+from gpuslice.spawners.builders import (
+    SCOPE_ACCESS,
+    SCOPE_ADMIN,
+    SCOPE_LEASE,
+    SCOPE_READ_ALL,
+    SCOPE_STOP,
+    SERVICE_NAME,
+)
+
+#: Used where ``configure`` is not told: set by ``gpuslice up`` for the hub that it starts.
+STATE_VARIABLE = "GPUSLICE_STATE"
+CONFIG_VARIABLE = "GPUSLICE_CONFIG"
+_SPAWNER = "gpuslice.spawners.LocalGpuSpawner"
+
+CUSTOM_SCOPES: Mapping[str, Mapping[str, Any]] = {
+    SCOPE_ADMIN: {
+        "description": "Administer GPU slices: stop anybody's lease, and read everything",
+        "subscopes": [SCOPE_READ_ALL, SCOPE_STOP],
+    },
+    SCOPE_READ_ALL: {"description": "Read everybody's GPU leases and all devices"},
+    SCOPE_LEASE: {"description": "Read one's own GPU leases and ask to keep them"},
+    SCOPE_STOP: {"description": "Stop one's own GPU leases"},
+}
+
+#: What the service does in the hub in its own name, and nothing more.
+SERVICE_SCOPES = (
+    "list:users",
+    "read:users:groups",
+    "read:servers",
+    "delete:servers",
+    "start:servers",
+)
+
+
+class ConfigureError(Exception):
+    """The hub cannot be configured; the text is one sentence that says what to change."""
+
+
+def configure(
+    c: Config,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
+    admins: Iterable[str] = (),
+    admin_groups: Iterable[str] = (),
+) -> None:
+    """Make a hub lease GPU slices.
+
+    Args:
+        c: The hub's configuration object. Call this after your own settings.
+        config: ``gpuslice.toml``; default: ``$GPUSLICE_CONFIG``, or the defaults.
+        state: The platform's data folder, with ``secrets/``; default: ``$GPUSLICE_STATE``.
+        admins: Users who administer slices, beside ``Authenticator.admin_users``.
+        admin_groups: Hub groups whose members administer slices.
+
+    Raises:
+        ConfigureError: something is missing, or contradicts what ``c`` says already.
+    """
+    settings = _settings(config)
+    folder = _state_folder(state)
+    secrets = folder / "secrets"
+    service_token = _secret(secrets / "service_token")
+    broker_token = secrets / "broker_token"
+    _secret(broker_token)  # fails here, not at the first spawn
+    _check_prefix(c, settings)
+
+    hub, spawner = c.JupyterHub, c.GpuSpawner
+    _set_spawner_class(hub)
+    _set(hub, "JupyterHub", "cleanup_servers", False, "a hub's end must not stop the servers")
+    _set(hub, "JupyterHub", "oauth_require_pkce", True, "the service's login uses PKCE")
+    _merge_dict(hub, "custom_scopes", {key: dict(value) for key, value in CUSTOM_SCOPES.items()})
+    _add_to_set(hub, "extra_user_scopes", (SCOPE_ACCESS, f"{SCOPE_LEASE}!user"))
+    _add_named(hub, "services", [service_entry(settings, service_token)])
+    people = {"users": [*_admin_users(c), *admins], "groups": [*admin_groups]}
+    _add_named(hub, "load_roles", roles(people))
+
+    _default(spawner, "service_url", service_url(settings))
+    _default(spawner, "broker_token_file", str(broker_token))
+    _default(spawner, "stop_grace_s", settings.timing.stop_grace_s)
+    # The hub gives up no later than the service does, so that a late start finds its lease.
+    _default(c.Spawner, "start_timeout", int(settings.timing.start_timeout_s))
+    _default(c.LocalGpuSpawner, "node_socket", str(folder / "node" / ENGINE_SOCKET))
+    _default(c.LocalGpuSpawner, "homes_dir", str(folder / "homes"))
+
+
+def service_url(settings: Settings) -> str:
+    """Where the service listens, prefix included, not through the proxy."""
+    return urljoin(_service_root(settings), settings.service.public_prefix)
+
+
+def service_entry(settings: Settings, token: str) -> dict[str, Any]:
+    """The service as the hub knows it. No ``command``: a hub must neither start nor stop it."""
+    return {
+        "name": SERVICE_NAME,
+        "url": _service_root(settings),
+        "api_token": token,
+        "display": True,
+        "oauth_no_confirm": True,
+        # Without these a browser's token would not carry them, whoever logs in.
+        "oauth_client_allowed_scopes": [SCOPE_ADMIN, f"{SCOPE_LEASE}!user"],
+    }
+
+
+def roles(admins: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """Roles of the service and of those who administer slices.
+
+    The hub's own role ``admin`` cannot be extended, so its holders are named in one of ours.
+    """
+    people = {kind: sorted(set(names)) for kind, names in admins.items() if names}
+    return [
+        {
+            "name": "gpuslice-service",
+            "description": "What the gpuslice service does in the hub",
+            "scopes": list(SERVICE_SCOPES),
+            "services": [SERVICE_NAME],
+        },
+        {
+            "name": "gpuslice-admin",
+            "description": "Administers GPU slices",
+            "scopes": [SCOPE_ADMIN, SCOPE_ACCESS],
+            **people,
+        },
+    ]
+
+
+# --- what is given --------------------------------------------------------------------------
+
+
+def _settings(config: str | os.PathLike[str] | None) -> Settings:
+    path = config or os.environ.get(CONFIG_VARIABLE)
+    try:
+        return load_settings(Path(path) if path else None)
+    except SettingsError as error:
+        raise ConfigureError(str(error)) from None
+
+
+def _state_folder(state: str | os.PathLike[str] | None) -> Path:
+    path = state or os.environ.get(STATE_VARIABLE)
+    if not path:
+        raise ConfigureError(
+            "gpuslice.configure does not know the data folder: pass state='/var/lib/gpuslice' "
+            f"or set {STATE_VARIABLE}."
+        )
+    return Path(path).absolute()
+
+
+def _secret(path: Path) -> str:
+    try:
+        secret = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not ASCII text"
+        raise ConfigureError(
+            f"gpuslice cannot read the secret {path} ({why}); "
+            f"make the secrets with: gpuslice init --state '{path.parent.parent}'"
+        ) from None
+    if not secret:
+        raise ConfigureError(f"The secret {path} is empty; remove it and run gpuslice init again.")
+    return secret
+
+
+def _service_root(settings: Settings) -> str:
+    host = settings.service.host
+    # An address that means "all" is no address to connect to.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{settings.service.port}"
+
+
+def _check_prefix(c: Config, settings: Settings) -> None:
+    base_url = _given(c.JupyterHub, "base_url") or "/"
+    wanted = urljoin(f"/{base_url.strip('/')}/".replace("//", "/"), f"services/{SERVICE_NAME}/")
+    if settings.service.public_prefix != wanted:
+        raise ConfigureError(
+            f"The hub's base_url {base_url!r} puts the service at {wanted!r}, but "
+            f"{settings.source} says service.public_prefix = {settings.service.public_prefix!r}; "
+            f"set it to {wanted!r}."
+        )
+
+
+def _admin_users(c: Config) -> list[str]:
+    """Admins named for any authenticator class, since they hold the hub's role ``admin``."""
+    names: set[str] = set()
+    for section, values in c.items():
+        if section.endswith("Authenticator") and isinstance(values, Config):
+            names.update(_given(values, "admin_users") or ())
+    return sorted(names)
+
+
+# --- merging into the hub's configuration ---------------------------------------------------
+
+
+def _given(section: Config, key: str) -> Any:
+    """What the administrator has set, or None; reading ``section[key]`` would create it."""
+    value = section.get(key) if key in section else None
+    if isinstance(value, LazyConfigValue):
+        added = value.to_dict()
+        return added.get("update") or [*added.get("prepend", []), *added.get("extend", [])] or None
+    return value
+
+
+def _set(section: Config, name: str, key: str, value: object, why: str) -> None:
+    given = _given(section, key)
+    if given is not None and given != value:
+        raise ConfigureError(
+            f"c.{name}.{key} is {given!r}, but gpuslice needs {value!r}: {why}; remove the line."
+        )
+    section[key] = value
+
+
+def _default(section: Config, key: str, value: object) -> None:
+    if _given(section, key) is None:
+        section[key] = value
+
+
+def _set_spawner_class(hub: Config) -> None:
+    given = _given(hub, "spawner_class")
+    if given is None:
+        hub.spawner_class = _SPAWNER
+        return
+    if given in (_SPAWNER, "gpuslice-local") or _is_ours(given):
+        return
+    raise ConfigureError(
+        f"c.JupyterHub.spawner_class is {given!r}, but gpuslice brings its own; remove the line, "
+        "or use a subclass of gpuslice.spawners.GpuSpawner."
+    )
+
+
+def _is_ours(given: object) -> bool:
+    from gpuslice.spawners.base import GpuSpawner
+
+    return isinstance(given, type) and issubclass(given, GpuSpawner)
+
+
+def _merge_dict(section: Config, key: str, ours: dict[str, Any]) -> None:
+    given = _given(section, key) or {}
+    for name, value in ours.items():
+        if name in given and given[name] != value:
+            raise ConfigureError(
+                f"c.JupyterHub.{key} defines {name!r} differently from gpuslice; remove it."
+            )
+    section[key] = {**given, **ours}
+
+
+def _add_to_set(section: Config, key: str, ours: Iterable[str]) -> None:
+    section[key] = {*(_given(section, key) or ()), *ours}
+
+
+def _add_named(section: Config, key: str, ours: list[dict[str, Any]]) -> None:
+    """Append entries that have a name; one of the administrator's of that name is an error."""
+    given = list(_given(section, key) or ())
+    taken = {entry.get("name") for entry in given if isinstance(entry, Mapping)}
+    for entry in ours:
+        if entry["name"] in taken:
+            raise ConfigureError(
+                f"c.JupyterHub.{key} has an entry named {entry['name']!r} already, which is "
+                "gpuslice's; rename or remove it."
+            )
+    section[key] = [*given, *ours]
+
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "CUSTOM_SCOPES",
+    "SERVICE_SCOPES",
+    "STATE_VARIABLE",
+    "ConfigureError",
+    "configure",
+    "roles",
+    "service_entry",
+    "service_url",
+]

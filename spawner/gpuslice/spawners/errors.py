@@ -1,0 +1,26 @@
+"""What can go wrong between a spawner and the service or the engine."""
+
+from __future__ import annotations
+
+from gpuslice.wire import Refusal
+
+
+class ServiceUnavailable(Exception):
+    """The service did not answer, or not in its own words: nothing is known."""
+
+
+class ServiceRefused(Exception):
+    """The service said no, and why."""
+
+    def __init__(self, status: int, refusal: Refusal) -> None:
+        super().__init__(f"{status} {refusal.reason}: {refusal.message}")
+        self.status = status
+        self.refusal = refusal
+
+
+class EngineUnavailable(Exception):
+    """The engine did not answer: nothing is known."""
+
+
+class EngineRefused(Exception):
+    """The engine said no; the text is why."""
