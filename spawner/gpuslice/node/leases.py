@@ -1,0 +1,359 @@
+"""What the node does with leases: prepare, start, stop, fence, release, list."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from gpuslice import wire
+from gpuslice.errors import Refused
+from gpuslice.node import hunt
+from gpuslice.node.environment import Simulation, server_environment
+from gpuslice.node.events import log_event
+from gpuslice.node.launch import Launcher, LaunchError
+from gpuslice.node.leasedir import CLAIMED, FENCED, PREPARED, STARTED, LeaseDir, TornFile, tail
+from gpuslice.node.observe import LOST, REBOOTED, Observation, observe, report
+from gpuslice.node.procs import all_processes, descendants, send_signal
+from gpuslice.node.store import Store, slice_of
+from gpuslice.units import SECOND_US, boot_id, boottime_us, now_us
+
+log = logging.getLogger("gpuslice.node")
+
+#: How long killing may take before the caller is told that it has not worked yet.
+KILL_LIMIT_S = 10.0
+#: How long a supervisor may clean up after its server before it is helped.
+CLEAN_UP_LIMIT_S = 5.0
+#: How long after the end of its grace a server may live before its supervisor is bypassed.
+OVERDUE_US = 5 * SECOND_US
+_POLL_S = 0.05
+
+
+class Devices(Protocol):
+    """What leases need to know of devices."""
+
+    async def problem(self, uuid: str) -> str | None:
+        """Why this device cannot be prepared; None when it can."""
+
+    async def check_clean(self, uuid: str, pids: set[int]) -> wire.ReleaseResult:
+        """Whether none of these processes is left on the device.
+
+        Raises Refused when the device cannot be asked.
+        """
+
+
+class Leases:
+    """All leases of this node. What is true is on the disk and in ``/proc``; nothing is cached."""
+
+    def __init__(
+        self,
+        node_id: str,
+        store: Store,
+        launcher: Launcher,
+        devices: Devices,
+        simulation: Simulation | None = None,
+    ) -> None:
+        self.node_id = node_id
+        self.store = store
+        self.memory = hunt.Memory()
+        self._launcher = launcher
+        self._devices = devices
+        self._simulation = simulation
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Damaged folders whose processes were ended; there is no record to write that into.
+        self._swept: set[str] = set()
+
+    def _lock(self, lease_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(lease_id, asyncio.Lock())
+
+    # --- looking ----------------------------------------------------------------------------
+
+    async def listing(self) -> wire.Listing:
+        """Everything leased on this node, fresh and complete. Raises OSError rather than guess."""
+        listing, lost = await asyncio.to_thread(self._look)
+        for lease_id in lost:
+            self._in_background(self.end_lost(lease_id))
+        return listing
+
+    def _look(self) -> tuple[wire.Listing, list[str]]:
+        servers, slices, lost = [], [], []
+        for lease in self.store.all():
+            seen = observe(lease)
+            if seen is None:
+                continue
+            if (server := report(seen)) is not None:
+                servers.append(server)
+            if seen.marker in (PREPARED, CLAIMED, STARTED):
+                slices.append(lease.lease_id)
+            if seen.lost and lease.lease_id not in self._swept:
+                lost.append(lease.lease_id)
+        listing = wire.Listing(
+            node_id=self.node_id,
+            boot_id=boot_id(),
+            now_us=now_us(),
+            boottime_us=boottime_us(),
+            servers=servers,
+            slices=slices,
+        )
+        return listing, lost
+
+    async def server(self, lease_id: str) -> wire.ServerReport | None:
+        """One server as the list would state it."""
+        seen = await self._observe(lease_id)
+        return report(seen) if seen is not None else None
+
+    async def log_tail(self, lease_id: str, lines: int) -> str | None:
+        """The last lines of a server's output; None for an unknown lease."""
+        lease = self.store.get(lease_id)
+        return None if lease is None else await asyncio.to_thread(tail, lease.log, lines)
+
+    async def _observe(self, lease_id: str) -> Observation | None:
+        lease = self.store.get(lease_id)
+        return None if lease is None else await asyncio.to_thread(observe, lease)
+
+    # --- before the start -------------------------------------------------------------------
+
+    async def prepare(self, piece: wire.PrepareSlice) -> None:
+        """From now until it is fenced, one start of this lease may succeed. Idempotent."""
+        async with self._lock(piece.lease_id):
+            if self._already(piece):
+                return
+            _check_slice(piece)
+            if piece.device_uuid is not None:
+                problem = await self._devices.problem(piece.device_uuid)
+                if problem is not None:
+                    raise Refused("device-unavailable", problem)
+            await asyncio.to_thread(self.store.add, piece)
+        log_event(log, "prepared", lease=piece.lease_id, user=piece.user, device=piece.device_uuid)
+
+    def _already(self, piece: wire.PrepareSlice) -> bool:
+        if self.store.result(piece.lease_id) is not None:
+            raise Refused("ended", "this lease has ended on this node")
+        lease = self.store.get(piece.lease_id)
+        if lease is None:
+            return False
+        if lease.marker() == FENCED:
+            raise Refused("fenced", "this lease was taken back")
+        if slice_of(lease) != piece:
+            raise Refused("different-slice", "this lease was prepared with other contents")
+        return True
+
+    async def start(self, spec: wire.StartServer) -> None:
+        """Launches the supervisor, which then asks the service. One attempt per lease, ever."""
+        async with self._lock(spec.lease_id):
+            lease = self._startable(spec.lease_id)
+            piece = slice_of(lease)
+            if piece is None:
+                raise Refused("torn", "what was prepared for this lease is unreadable")
+            env = server_environment(spec.env, piece, self._simulation)
+            body = {**spec.model_dump(mode="json"), "env": env}
+            try:
+                await asyncio.to_thread(lease.write_json, "spec.json", body, exclusive=True)
+            except FileExistsError:
+                raise Refused("already-started", "this lease was started before") from None
+            try:
+                await asyncio.to_thread(self._launcher.launch, lease)
+            except LaunchError:
+                # It may still come up late: then it must not start anything.
+                await asyncio.to_thread(lease.fence)
+                raise
+        log_event(log, "launched", lease=spec.lease_id, user=piece.user)
+
+    def _startable(self, lease_id: str) -> LeaseDir:
+        lease = self.store.get(lease_id)
+        marker = lease.marker() if lease is not None else None
+        if lease is None:
+            if self.store.result(lease_id) is not None:
+                raise Refused("ended", "this lease has ended")
+            raise Refused("not-prepared", "no slice is prepared for this lease")
+        if marker == FENCED:
+            raise Refused("fenced", "this lease was taken back")
+        if marker in (CLAIMED, STARTED):
+            raise Refused("already-started", "this lease was started before")
+        if marker != PREPARED:
+            raise Refused("not-prepared", "no slice is prepared for this lease")
+        return lease
+
+    async def fence(self, lease_id: str) -> None:
+        """When this returns no start of the lease can succeed, ever; a running server goes on."""
+        async with self._lock(lease_id):
+            if self.store.result(lease_id) is not None:
+                return
+            lease = self.store.get(lease_id)
+            if lease is not None and not await asyncio.to_thread(lease.fence):
+                return
+            if lease is None or not (lease.path / "spec.json").exists():
+                # Never asked to start, so nothing of it is here and nothing will be.
+                result = wire.ReleaseResult(clean=True)
+                await asyncio.to_thread(self.store.bury, lease_id, result)
+            else:
+                await self._end_unstarted(lease)
+        log_event(log, "fenced", lease=lease_id)
+
+    async def _end_unstarted(self, lease: LeaseDir) -> None:
+        """Kills a supervisor that can no longer start anything, and waits for its end."""
+        seen = await asyncio.to_thread(observe, lease)
+        if seen is None or (seen.record is not None and not seen.busy):
+            return
+        await self._end_all(seen, status=503)
+        if seen.record is not None:
+            text = "taken back before the server started"
+            refused = replace(seen.record, state="refused", message=text)
+            await asyncio.to_thread(lease.write_record, refused)
+
+    # --- stopping ---------------------------------------------------------------------------
+
+    async def stop(self, lease_id: str, grace_s: float) -> None:
+        """Asks the server to end and returns; one that has not started yet never will."""
+        lease = self.store.get(lease_id)
+        if lease is None:
+            return
+        if await asyncio.to_thread(lease.fence):
+            self._in_background(self.fence(lease_id))
+            return
+        seen = await asyncio.to_thread(observe, lease)
+        if seen is None or seen.record is None or not seen.busy:
+            return
+        await asyncio.to_thread(_write_stop, lease, grace_s)
+        send_signal(seen.record.supervisor_pid, seen.record.supervisor_ticks, signal.SIGTERM)
+        log_event(log, "stop-asked", lease=lease_id, grace_s=grace_s)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    async def release(self, lease_id: str) -> wire.ReleaseResult:
+        """Gives the slice back after settlement. Idempotent: the first answer is kept."""
+        async with self._lock(lease_id):
+            result = self.store.result(lease_id)
+            if result is not None:
+                # A killed node may have left the folder.
+                await asyncio.to_thread(self.store.bury, lease_id, result)
+                return result
+            seen = await self._observe(lease_id)
+            result = await self._collect(seen) if seen else wire.ReleaseResult(clean=True)
+            await asyncio.to_thread(self.store.bury, lease_id, result)
+            await asyncio.to_thread(self.store.forget_old)
+            self.memory.forget(lease_id)
+            self._swept.discard(lease_id)
+        log_event(log, "released", lease=lease_id, clean=result.clean, reason=result.reason)
+        return result
+
+    async def _collect(self, seen: Observation) -> wire.ReleaseResult:
+        if seen.busy:
+            raise Refused("still-running", "the server of this lease is still there")
+        await asyncio.to_thread(seen.lease.fence)
+        await self._wait_for_clean_up(seen)
+        pids = {process.pid for process in self.memory.of(seen.lease.lease_id)}
+        await self._end_all(seen)
+        piece = slice_of(seen.lease)
+        if piece is None:
+            return wire.ReleaseResult(clean=False, reason="which device it had is unreadable")
+        if piece.device_uuid is None:
+            return wire.ReleaseResult(clean=True)
+        return await self._devices.check_clean(piece.device_uuid, pids)
+
+    async def _wait_for_clean_up(self, seen: Observation) -> None:
+        """An exited server's supervisor may still be ending what the server left."""
+        for _ in range(int(CLEAN_UP_LIMIT_S / _POLL_S)):
+            again = await asyncio.to_thread(observe, seen.lease)
+            if again is None or not again.supervised:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _end_all(self, seen: Observation, status: int = 409) -> None:
+        lease_id = seen.lease.lease_id
+        left = await hunt.end_all(lease_id, seen.record, self.memory.of(lease_id), KILL_LIMIT_S)
+        if left:
+            pids = sorted(process.pid for process in left)
+            log_event(log, "not-ended", logging.ERROR, lease=lease_id, pids=pids)
+            raise Refused(
+                "still-running", f"processes of this lease do not end: {pids}", status=status
+            )
+
+    # --- what nobody asks for ---------------------------------------------------------------
+
+    async def watch_once(self) -> None:
+        """Remembers who belongs to whom, ends what lost its supervisor, bypasses a stuck one."""
+        busy = await asyncio.to_thread(self._remember)
+        await self.listing()
+        for seen in busy:
+            if await asyncio.to_thread(_overdue, seen.lease):
+                self._in_background(self.end_overdue(seen.lease.lease_id))
+
+    def _remember(self) -> list[Observation]:
+        table = all_processes()
+        busy = [s for lease in self.store.all() if (s := observe(lease)) is not None and s.busy]
+        for seen in busy:
+            assert seen.record is not None
+            pid = seen.record.supervisor_pid
+            self.memory.note(seen.lease.lease_id, descendants(table, [pid]))
+        return busy
+
+    async def end_lost(self, lease_id: str) -> None:
+        """Ends what is left of a server whose supervisor was killed, and writes down that it was.
+
+        The end stays unknown: nobody saw it.
+        """
+        async with self._lock(lease_id):
+            seen = await self._observe(lease_id)
+            if seen is None or not seen.lost:
+                return
+            await self._end_all(seen)
+            if seen.record is not None:
+                text = LOST if seen.record.boot_id == boot_id() else REBOOTED
+                lost = replace(seen.record, state="lost", message=text)
+                await asyncio.to_thread(seen.lease.write_record, lost)
+            else:
+                self._swept.add(lease_id)
+        log_event(log, "server-lost", logging.WARNING, lease=lease_id)
+
+    async def end_overdue(self, lease_id: str) -> None:
+        """Kills a supervisor that does not carry out its stop, with all that it holds."""
+        async with self._lock(lease_id):
+            seen = await self._observe(lease_id)
+            if seen is None or not seen.busy:
+                return
+            log_event(log, "stop-overdue", logging.WARNING, lease=lease_id)
+            await self._end_all(seen)
+        await self.end_lost(lease_id)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log_event(log, "background-failed", logging.ERROR, problem=repr(problem))
+
+
+def _check_slice(piece: wire.PrepareSlice) -> None:
+    if (piece.kind is wire.SliceKind.CPU) != (piece.device_uuid is None):
+        raise Refused("bad-slice", "a CPU slice has no device, and every other kind has one")
+
+
+def _write_stop(lease: LeaseDir, grace_s: float) -> None:
+    end_us = boottime_us() + int(grace_s * SECOND_US)
+    earlier = _stop_end_us(lease)
+    if earlier is not None:
+        end_us = min(end_us, earlier)
+    stop = {"grace_s": grace_s, "boot_id": boot_id(), "end_boottime_us": end_us}
+    lease.write_json("stop.json", stop)
+
+
+def _stop_end_us(lease: LeaseDir) -> int | None:
+    try:
+        stop = lease.read_json("stop.json")
+        return int(stop["end_boottime_us"]) if stop and stop["boot_id"] == boot_id() else None
+    except (TornFile, LookupError, TypeError, ValueError):
+        return None
+
+
+def _overdue(lease: LeaseDir) -> bool:
+    end_us = _stop_end_us(lease)
+    return end_us is not None and boottime_us() > end_us + OVERDUE_US
