@@ -1,0 +1,212 @@
+"""A broker in memory that implements ``gpuslice.service.ports.Broker``, and makers of messages."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from gpuslice import wire
+from gpuslice.errors import Refused
+from gpuslice.service.ports import Broker
+from gpuslice.units import GIB, HOUR_US, now_us
+
+LIVE = frozenset(
+    {
+        wire.LeaseState.GRANTED,
+        wire.LeaseState.RUNNING,
+        wire.LeaseState.STOPPING,
+        wire.LeaseState.SETTLED,
+        wire.LeaseState.REVOKING,
+    }
+)
+
+
+def make_lease(user: str, server: str = "", **changes: Any) -> wire.LeaseView:
+    now = now_us()
+    fields: dict[str, Any] = {
+        "lease_id": uuid.uuid4().hex,
+        "user": user,
+        "server": server,
+        "slice": "quarter",
+        "title": "Quarter of a GPU",
+        "kind": wire.SliceKind.SHARED,
+        "node_id": "local",
+        "device_uuid": "GPU-1",
+        "device_model": "NVIDIA H100 80GB HBM3",
+        "memory_bytes": 20 * GIB,
+        "share_milli": 250,
+        "enforcement": wire.Enforcement.ADVISORY,
+        "simulated": True,
+        "state": wire.LeaseState.RUNNING,
+        "granted_us": now - HOUR_US,
+        "started_us": now - HOUR_US,
+        "covered_us": now,
+        "finished_us": None,
+        "finished_at_unknown": False,
+        "stop_requested_us": None,
+        "stop_reason": None,
+        "end_reason": None,
+        "exit_code": None,
+        "rate_u_per_hour": 700_000,
+        "cost_u": 700_000,
+        "writeoff_u": 0,
+        "currency": "EUR",
+    }
+    return wire.LeaseView(**(fields | changes))
+
+
+def make_offer(**changes: Any) -> wire.Offer:
+    fields: dict[str, Any] = {
+        "slice": "quarter",
+        "title": "Quarter of a GPU",
+        "kind": wire.SliceKind.SHARED,
+        "device_model": "NVIDIA H100 80GB HBM3",
+        "memory_bytes": 20 * GIB,
+        "share_milli": 250,
+        "enforcement": wire.Enforcement.ADVISORY,
+        "simulated": True,
+        "rate_u_per_hour": 700_000,
+        "currency": "EUR",
+        "free": 3,
+        "total": 4,
+    }
+    return wire.Offer(**(fields | changes))
+
+
+class StubBroker:
+    """Leases in a dictionary. ``calls`` records what changed something, in order."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, wire.LeaseView] = {}
+        self.attempts: dict[str, wire.LeaseGrant] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self.noted: list[wire.Notice] = []
+        self.offered = [make_offer()]
+        self.refusal: Refused | None = None
+        self.failure: Exception | None = None
+        self.database_ok = True
+
+    def add(self, view: wire.LeaseView) -> wire.LeaseView:
+        self.views[view.lease_id] = view
+        return view
+
+    async def offers(self, user: str | None) -> list[wire.Offer]:
+        if self.failure is not None:
+            raise self.failure
+        return self.offered
+
+    async def grant(self, req: wire.LeaseRequest) -> wire.LeaseGrant:
+        if self.refusal is not None:
+            raise self.refusal
+        if req.attempt in self.attempts:
+            return self.attempts[req.attempt]
+        view = self.add(make_lease(req.user, req.server, state=wire.LeaseState.GRANTED))
+        self.calls.append(("grant", req))
+        shared = wire.LeaseGrant.model_fields.keys() & wire.LeaseView.model_fields.keys()
+        granted = wire.LeaseGrant(
+            **{name: getattr(view, name) for name in shared},
+            start_before_us=view.granted_us + HOUR_US,
+        )
+        self.attempts[req.attempt] = granted
+        return granted
+
+    async def started(self, lease_id: str, body: wire.ServerStarted) -> None:
+        view = self._known(lease_id)
+        if view.state is not wire.LeaseState.GRANTED:
+            raise Refused("not-granted", "This lease may not start a server now.")
+        self.calls.append(("started", lease_id, body))
+        self.add(view.model_copy(update={"state": wire.LeaseState.RUNNING}))
+
+    async def stop(
+        self, lease_id: str, body: wire.StopLease, *, ask_hub: bool = False
+    ) -> wire.LeaseView:
+        view = self._known(lease_id)
+        if view.state not in LIVE:
+            raise Refused("over", "This lease is over.")
+        self.calls.append(("stop", lease_id, body.reason, body.actor, ask_hub))
+        return self.add(
+            view.model_copy(
+                update={
+                    "state": wire.LeaseState.STOPPING,
+                    "stop_reason": body.reason,
+                    "stop_requested_us": now_us(),
+                }
+            )
+        )
+
+    async def settle(self, lease_id: str, wait_s: float) -> wire.LeaseView:
+        self.calls.append(("settle", lease_id, wait_s))
+        return self._known(lease_id)
+
+    async def lease(self, lease_id: str) -> wire.LeaseView | None:
+        return self.views.get(lease_id)
+
+    async def current(self, user: str, server: str) -> wire.LeaseView | None:
+        for view in self.views.values():
+            if (view.user, view.server) == (user, server) and view.state in LIVE:
+                return view
+        return None
+
+    async def leases(
+        self, user: str | None, live: bool | None, limit: int, before: str | None
+    ) -> tuple[list[wire.LeaseView], str | None]:
+        found = [
+            view
+            for view in reversed(self.views.values())
+            if user in (None, view.user) and live in (None, view.state in LIVE)
+        ]
+        start = int(before or 0)
+        following = str(start + limit) if len(found) > start + limit else None
+        return found[start : start + limit], following
+
+    async def me(self, user: str, server: str | None) -> wire.Me:
+        mine = [
+            view
+            for view in self.views.values()
+            if view.user == user and view.state in LIVE and server in (None, view.server)
+        ]
+        return wire.Me(
+            user=user,
+            server=server,
+            leases=mine,
+            leases_limit=1,
+            currency="EUR",
+            simulated=True,
+            now_us=now_us(),
+        )
+
+    async def notices(self, user: str, since: int) -> list[wire.Notice]:
+        return [notice for notice in self.noted if notice.id > since]
+
+    async def keep(self, user: str, lease_id: str) -> wire.LeaseView:
+        self.calls.append(("keep", user, lease_id))
+        return self._known(lease_id)
+
+    async def devices(self) -> list[wire.DeviceView]:
+        return []
+
+    async def drain(self, reason: str, actor: str) -> int:
+        self.calls.append(("drain", reason, actor))
+        return sum(view.state in LIVE for view in self.views.values())
+
+    async def health(self) -> Mapping[str, object]:
+        return {"database_ok": self.database_ok, "node_ok": True}
+
+    async def metrics_snapshot(self) -> Mapping[str, object]:
+        return {
+            "leases": {("running", "shared"): 2},
+            "devices": {"ok": 1},
+            "reconcile_age_s": None,
+            "node_reachable": True,
+            "errors": {"node": 0, "hub": 3},
+        }
+
+    def _known(self, lease_id: str) -> wire.LeaseView:
+        view = self.views.get(lease_id)
+        if view is None:
+            raise Refused("no-such-lease", "There is no such lease.", status=404)
+        return view
+
+
+_CONFORMS: type[Broker] = StubBroker
