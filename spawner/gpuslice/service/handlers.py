@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,9 +129,11 @@ class BaseHandler(RequestHandler):
         self.set_header("Content-Security-Policy", _CSP_PAGE)
         self.finish(self.parts.pages.render(page, **extra))
 
-    def refuse(self, refused: Refused) -> None:
+    def refuse(self, refused: Refused, headers: Mapping[str, str] | None = None) -> None:
         """Answer with a refusal: the only place where one becomes HTTP."""
         self.clear()
+        for name, value in (headers or {}).items():
+            self.set_header(name, value)
         self.refusal = refusal = refused.refusal
         self.set_status(refused.status)
         if refusal.retry_after_s is not None:
@@ -191,8 +194,10 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
         method = "GET" if self.request.method == "HEAD" else self.request.method
         self.route = self.routes.get(method or "")
         if self.route is None:
-            self.set_header("Allow", ", ".join(sorted(self.routes)))
-            raise HTTPError(405)
+            allow = ", ".join(sorted(self.routes))
+            message = f"This path answers to {allow} only."
+            self.refuse(Refused("method-not-allowed", message, status=405), {"Allow": allow})
+            return
         self._xsrf_ready = True
         try:
             self.caller = await self.parts.gate.admit(self, self.route.access)
