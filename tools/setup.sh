@@ -143,16 +143,19 @@ install_node_modules() {
 }
 
 install_compiler() { # only where the machine has none
-    if command -v "${CC:-cc}" >/dev/null 2>&1; then return; fi
-    install_lock compiler "no C compiler on this machine, so one from PyPI: 100 MB"
+    if [ -n "${CC:-}" ]; then return; fi
+    for name in cc gcc clang; do
+        if command -v "$name" >/dev/null 2>&1; then return; fi
+    done
+    install_lock compiler "there is no C compiler on this machine; 100 MB"
 }
 
-build_nvmlsim() {
+build_nvmlsim() { # `gpuslice up` would build it too; here it shows, and a failure is seen early
     mark=$(fingerprint spawner/nvmlsim/nvmlsim.c spawner/nvmlsim/build.py)
-    if [ -d .run/nvmlsim ] && fresh .run/nvmlsim/.stamp "$mark"; then return; fi
+    if fresh .run/nvmlsim/.stamp "$mark"; then return; fi
     install_compiler
     say "Building the simulated NVML library"
-    mkdir -p .run
+    (umask 077 && mkdir -p .run/nvmlsim)
     watched 0 "$python" -m nvmlsim build .run/nvmlsim
     printf '%s' "$mark" >.run/nvmlsim/.stamp
 }
