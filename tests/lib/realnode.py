@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,10 +66,12 @@ class FakeService:
         if self.hold is not None:
             self.hold.wait(DEADLINE_S)
         body = json.dumps(self.body).encode()
-        handler.send_response(self.status)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+        # Whoever asked may be dead by now.
+        with suppress(ConnectionError):
+            handler.send_response(self.status)
+            handler.send_header("Content-Length", str(len(body)))
+            handler.end_headers()
+            handler.wfile.write(body)
 
 
 @contextmanager
@@ -105,6 +107,7 @@ class Node:
         self.token.write_text("secret-of-the-node\n")
         self.service_url = service_url
         self.options = options
+        self.env: dict[str, str] = {}
         self.leases: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -116,10 +119,13 @@ class Node:
                     "--state", self.state, "--service-url", self.service_url,
                     "--token-file", self.token, "--patience", "3", *self.options,
                 ],
-                env={**os.environ, "PYTHONPATH": str(SPAWNER), "NODE_SECRET": "node's own"},
+                env=self.environment(),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         until(self._answers, f"the node answers: {self.log()[-2000:]}")
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(SPAWNER), "NODE_SECRET": "x", **self.env}
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -150,9 +156,9 @@ class Node:
         call(self.client.prepare(cpu_slice(lease_id, **changes)))
         return lease_id
 
-    def run(self, code: str, **changes: Any) -> str:
+    def run(self, code: str, piece: dict[str, object] | None = None, **changes: Any) -> str:
         """Prepares and starts a Python program as a leased server."""
-        lease_id = self.prepare()
+        lease_id = self.prepare(**piece or {})
         call(self.client.start(self.spec(lease_id, code, **changes)))
         return lease_id
 

@@ -17,7 +17,7 @@ from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
 from gpuslice.ledger import migrate
 from gpuslice.ledger.database import Database, LedgerError
-from gpuslice.ledger.prices import set_price
+from gpuslice.ledger.prices import follow_settings
 from gpuslice.ledger.tables import Lease
 from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
 from gpuslice.quotas import policies
@@ -165,7 +165,7 @@ class Broker:
         def work(session: Session, now: int) -> None:
             devices.sync_inventory(session, inventory, now=now)
             for offered in catalogue.types:
-                set_price(
+                follow_settings(
                     session, offered.name, offered.rate_u_per_hour, now=now,
                     actor=f"settings:{offered.price_source}",
                 )  # fmt: skip

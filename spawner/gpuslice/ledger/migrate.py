@@ -41,13 +41,15 @@ def current(engine: sa.Engine) -> str | None:
 
 
 def upgrade(engine: sa.Engine, revision: str = "head") -> None:
-    """Create or upgrade the schema, in one transaction.
+    """Create or upgrade the schema, in one transaction; nothing to do at the head.
 
     Raises:
         LedgerError: the database cannot be written, or is of a newer gpuslice.
     """
     made = config()
     try:
+        if revision == "head" and current(engine) == head():
+            return
         with engine.begin() as connection:
             made.attributes["connection"] = connection
             command.upgrade(made, revision)

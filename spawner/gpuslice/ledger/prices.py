@@ -87,3 +87,16 @@ def set_price(
     )  # fmt: skip
     session.flush()
     return True
+
+
+def follow_settings(
+    session: Session, slice_type: str, rate_u_per_hour: int, *, now: int, actor: str
+) -> None:
+    """Make the configured rate the price from now on, unless it is already.
+
+    A price that an administrator has announced for later is left alone.
+    """
+    known = rates(session, DEFAULT_LIST, slice_type)
+    if known and (known[-1].from_us >= now or known[-1].rate_u_per_hour == rate_u_per_hour):
+        return
+    set_price(session, slice_type, rate_u_per_hour, now=now, actor=actor)

@@ -143,14 +143,12 @@ def _entries(session: Session) -> Iterator[str]:
 def _holds(session: Session) -> Iterator[str]:
     """A lease reserves money exactly while it may still cost some."""
     open_holds = set(
-        session.execute(sa.select(Hold.lease_id, Hold.account_id).where(Hold.state == "open"))
-        .tuples()
-        .all()
+        session.execute(sa.select(Hold.lease_id, Hold.account_id).where(Hold.state == "open")).all()
     )
     holding = set(
-        session.execute(sa.select(Lease.id, Lease.account_id).where(Lease.state.in_(_HOLDING)))
-        .tuples()
-        .all()
+        session.execute(
+            sa.select(Lease.id, Lease.account_id).where(Lease.state.in_(_HOLDING))
+        ).all()
     )
     for lease_id, _ in sorted(holding - open_holds):
         yield f"lease {lease_id} is not settled but holds no money"
