@@ -225,7 +225,10 @@ class HubWorld:
 
     def _start_proxy(self) -> None:
         path = f"{ROOT}/node_modules/.bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        proxy, node = shutil.which("configurable-http-proxy", path=path), shutil.which("node", path=path)
+        proxy, node = (
+            shutil.which("configurable-http-proxy", path=path),
+            shutil.which("node", path=path),
+        )
         assert proxy and node, "configurable-http-proxy or node is missing; run: make test"
         self._spawn(
             "proxy",

@@ -199,7 +199,9 @@ def test_a_real_servers_own_token(world: HubWorld) -> None:
 
     default = world.start_server("alice", "")
     assert world.get("api/me", default).json()["server"] == ""
-    # The page of ours is not for it, but shows nothing more than the user may see either.
+    # The page shows all leases of the user, so it is not for a notebook.
+    assert world.get("", token).status_code == 403
+    assert world.post(f"leases/{mine.lease_id}/stop", token).status_code == 403
     assert world.api("DELETE", "users/alice/servers/gpu").status_code in (202, 204)
     assert world.api("DELETE", "users/alice/server").status_code in (202, 204)
 

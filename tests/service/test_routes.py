@@ -79,10 +79,10 @@ def test_without_a_token_nothing_but_the_public_routes(
     assert lonely.broker.calls == []
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+@pytest.mark.parametrize(
+    "route", [r for r in ROUTES if r.access.by_hub], ids=lambda route: route.name
+)
 def test_with_too_small_a_scope_it_is_403(lonely: ServiceThread, route: AnyRoute) -> None:
-    if not route.access.by_hub:
-        pytest.skip("asks for no scope")
     lease = lonely.broker.add(make_lease("alice"))
     # All scopes there are, but not the one to reach the service (and no metrics).
     lonely.remember("a" * 32, [s for s in EVERYTHING if s != "read:metrics"], "alice")
@@ -97,7 +97,7 @@ def test_with_too_small_a_scope_it_is_403(lonely: ServiceThread, route: AnyRoute
     for token in ("b" * 32, "c" * 32):
         answer = call(lonely, route, token, lease.lease_id)
         assert answer.status_code == 403
-        assert refusal(answer).reason == "forbidden"
+        assert route.is_page or refusal(answer).reason == "forbidden"
     assert lonely.broker.calls == []
 
 
@@ -139,9 +139,7 @@ def test_token_and_bearer_are_both_understood(lonely: ServiceThread, scheme: str
 # --- the life of a lease through the spawner's and the node's routes ------------------------
 
 
-def broker(
-    service: ServiceThread, method: str, path: str, **kwargs: typing.Any
-) -> httpx.Response:
+def broker(service: ServiceThread, method: str, path: str, **kwargs: typing.Any) -> httpx.Response:
     headers = {"Authorization": f"token {service.config.broker_token}"} | kwargs.pop("headers", {})
     return httpx.request(
         method, f"{service.url}api/broker/{path}", headers=headers, trust_env=False, **kwargs
@@ -302,11 +300,10 @@ def test_a_wrong_path_is_a_4xx_in_json(lonely: ServiceThread, path: str) -> None
 
 
 @pytest.mark.parametrize(
-    "value", ["x" * 30_000, "token " + "x" * 30_000, "Basic Zm9vOmJhcg==", "token", "token a b", "\xff"]
+    "value",
+    ["x" * 30_000, "token " + "x" * 30_000, "Basic Zm9vOmJhcg==", "token", "token a b", "\xff"],
 )
-def test_a_strange_authorization_is_401_and_asks_nobody(
-    lonely: ServiceThread, value: str
-) -> None:
+def test_a_strange_authorization_is_401_and_asks_nobody(lonely: ServiceThread, value: str) -> None:
     # The hub is down, so asking it would be a 503.
     headers = {"Authorization": value.encode("latin-1")}
     for path in ("api/me", "api/broker/offers", "metrics"):

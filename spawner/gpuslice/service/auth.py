@@ -208,7 +208,8 @@ class HubLogin(HubOAuth):
 
 
 def make_hub_login(config: ServiceConfig) -> HubLogin:
-    """The hub's login for ``config``; every value is given, so the environment decides nothing."""
+    """The hub's login for ``config``. Values are given, not left to ``JUPYTERHUB_*`` variables;
+    of those only TLS files, cookie prefix and public URL still count."""
     return HubLogin(
         api_url=config.hub_api_url.rstrip("/"),
         api_token=config.service_token,

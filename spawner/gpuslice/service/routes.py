@@ -68,12 +68,12 @@ class Route(Generic[B, Q, R]):
 
 
 def _table() -> tuple[Any, ...]:
-    # Not annotated with Route[Any, ...]: like this the type checker compares, row by row, the
-    # models in the table with those in the function's signature.
+    # `rows` has no annotation: like this the type checker compares, row by row, the models in the
+    # table with those in the function's signature.
     no, a = models.Nothing, Access
     lease, page = wire.LeaseView, models.LeasePage
     get, post = "GET", "POST"
-    return (
+    rows = (
         # The spawner (and the command line): a fixed token, no hub.
         Route(post, "api/broker/leases", a.BROKER, calls.grant,
               wire.LeaseRequest, no, wire.LeaseGrant,
@@ -124,11 +124,12 @@ def _table() -> tuple[Any, ...]:
         Route(get, "api/openapi.json", a.PUBLIC, calls.openapi,
               no, no, dict[str, Any], "This document"),
         # Pages.
-        Route(get, "", a.USER, calls.home,
+        Route(get, "", a.OWN_ALL, calls.home,
               no, models.HomeQuery, Page, "One's own leases and what is on offer"),
-        Route(post, "leases/{lease_id}/stop", a.USER, calls.stop_from_page,
+        Route(post, "leases/{lease_id}/stop", a.STOP, calls.stop_from_page,
               no, no, Redirect, "The page's stop button"),
     )  # fmt: skip
+    return rows  # noqa: RET504
 
 
 AnyRoute = Route[Any, Any, Any]

@@ -24,25 +24,16 @@ def read_secret(path: Path) -> str:
     try:
         # O_NONBLOCK: a fifo in its place must not hang the start. The checks are made on the
         # open file, so nobody can swap it in between.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
         raise SecretFileError(
             f"{path}: {exc.strerror}; it must be a file with a secret in it, mode 0600"
         ) from None
-    with os.fdopen(fd, "rb") as stream:
-        info = os.fstat(stream.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise SecretFileError(f"{path}: is not a regular file")
-        if info.st_uid not in (os.geteuid(), 0):
-            raise SecretFileError(
-                f"{path}: belongs to another user (uid {info.st_uid}); chown it to this one"
-            )
-        if info.st_mode & 0o077:
-            raise SecretFileError(
-                f"{path}: others can read or write it (mode {stat.S_IMODE(info.st_mode):04o}); "
-                f"run: chmod 600 '{path}'"
-            )
-        raw = stream.read(_MAX_LENGTH + 1)
+    try:
+        _check_private(path, os.fstat(handle))
+        raw = os.read(handle, _MAX_LENGTH + 1)
+    finally:
+        os.close(handle)
     try:
         secret = raw.decode("ascii").strip()
     except UnicodeDecodeError:
@@ -52,3 +43,17 @@ def read_secret(path: Path) -> str:
             f"{path}: must hold one word of {MIN_LENGTH} to {_MAX_LENGTH} characters"
         )
     return secret
+
+
+def _check_private(path: Path, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise SecretFileError(f"{path}: is not a regular file")
+    if info.st_uid not in (os.geteuid(), 0):
+        raise SecretFileError(
+            f"{path}: belongs to another user (uid {info.st_uid}); chown it to this one"
+        )
+    if info.st_mode & 0o077:
+        raise SecretFileError(
+            f"{path}: others can read or write it (mode {stat.S_IMODE(info.st_mode):04o}); "
+            f"run: chmod 600 '{path}'"
+        )
