@@ -171,7 +171,7 @@ class LeaseModel(RuleBasedStateMachine):
     def node_goes_away_or_returns(self) -> None:
         self.world.node.up = not self.world.node.up
 
-    # --- what the service does --------------------------------------------------------------------
+    # --- what the service does ------------------------------------------------------------------
 
     @precondition(lambda self: self.up)
     @rule(crash=crashes, after=st.booleans(), race=st.booleans())
@@ -199,7 +199,7 @@ class LeaseModel(RuleBasedStateMachine):
         self.world.restart()
         self.the_ledger_is_consistent()
 
-    # --- what must always hold ----------------------------------------------------------------------
+    # --- what must always hold ------------------------------------------------------------------
 
     def pick(self, things, pick):  # type: ignore[no-untyped-def]
         names = sorted(things)
@@ -207,13 +207,12 @@ class LeaseModel(RuleBasedStateMachine):
 
     @invariant()
     def no_two_tenants(self) -> None:
-        """On no device do servers run that cannot share it: the promise, at the engine."""
+        """On no device do slices overlap that the node has not cleared yet: the promise."""
         if not hasattr(self, "world"):
             return
         used: Counter[str] = Counter()
-        for server in self.world.node.servers.values():
-            slice_ = self.world.node.slices[server.lease_id]
-            if server.runs and slice_.device_uuid:
+        for slice_ in self.world.node.slices.values():
+            if slice_.device_uuid:
                 used[slice_.device_uuid] += slice_.share_milli or 1000
         for device, milli in used.items():
             assert milli <= 1000, f"{device} is leased twice ({milli} of 1000)"
@@ -235,7 +234,7 @@ class LeaseModel(RuleBasedStateMachine):
     def the_ledger_is_consistent(self) -> None:
         assert not self.world.problems()
 
-    # --- the end ------------------------------------------------------------------------------------
+    # --- the end --------------------------------------------------------------------------------
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):

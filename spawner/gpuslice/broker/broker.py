@@ -399,7 +399,7 @@ class Broker:
                 self._node_down(error)
             view = await self.lease(lease_id)
             if view is None:
-                raise Refused("unknown-lease", "There is no such lease.", status=404)
+                raise Refused("no-such-lease", "There is no such lease.", status=404)
             if view.state in OVER or loop.time() >= deadline:
                 return view
             await asyncio.sleep(0.25)

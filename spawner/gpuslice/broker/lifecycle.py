@@ -32,11 +32,11 @@ def get(session: Session, lease_id: str) -> Lease:
     """The lease, fresh from the database and locked, so that no two transactions settle it.
 
     Raises:
-        Refused: ``unknown-lease``.
+        Refused: ``no-such-lease``.
     """
     lease = session.get(Lease, lease_id, populate_existing=True, with_for_update=True)
     if lease is None:
-        raise Refused("unknown-lease", "There is no such lease.", status=404)
+        raise Refused("no-such-lease", "There is no such lease.", status=404)
     return lease
 
 
@@ -225,7 +225,7 @@ def keep(session: Session, lease_id: str, user: str, til_us: int) -> Lease:
     """
     lease = session.get(Lease, lease_id, populate_existing=True)
     if lease is None or lease.user_name != user:
-        raise Refused("unknown-lease", "There is no such lease.", status=404)
+        raise Refused("no-such-lease", "There is no such lease.", status=404)
     if lease.state not in LIVE_STATES:
         raise Refused("already-ended", "This lease has ended already.", status=409)
     lease.keep_until_us = max(lease.keep_until_us or 0, til_us)
