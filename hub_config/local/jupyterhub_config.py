@@ -27,6 +27,8 @@ c.JupyterHub.hub_port = hub.port or 80
 # token comes as CONFIGPROXY_AUTH_TOKEN.
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{os.environ['GPUSLICE_PROXY_API_PORT']}"
+# A proxy that was restarted knows no routes: look often, instead of every five minutes.
+c.JupyterHub.last_activity_interval = 10
 
 # --- what it keeps: in the data folder, which is also its working folder -----------------------
 c.JupyterHub.db_url = "sqlite:///jupyterhub.sqlite"

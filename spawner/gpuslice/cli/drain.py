@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 
 from gpuslice.cli.parts import Plan
+from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
 from gpuslice.spawners.client import ServiceClient
 from gpuslice.spawners.configure import service_url
 from gpuslice.spawners.errors import ServiceRefused, ServiceUnavailable
+from gpuslice.wire import ServerState
 
 _LOOK_AGAIN_S = 0.5
 
@@ -32,6 +34,8 @@ def drain(
             now = asyncio.run(client.drain("the platform is shutting down", actor="gpuslice up"))
         except (ServiceUnavailable, ServiceRefused):
             now = None
+        if now:
+            asyncio.run(_stop_at_node(plan))
         if now is not None and now != live:
             say(_told(now, first=live is None))
             live = now
@@ -39,6 +43,17 @@ def drain(
             return live
         time.sleep(_LOOK_AGAIN_S)
     return live
+
+
+async def _stop_at_node(plan: Plan) -> None:
+    """Ask the node for what is committed already: the hub, asked first otherwise, is ending too."""
+    node = NodeClient(plan.state.node)
+    try:
+        for server in (await node.listing()).servers:
+            if server.state is not ServerState.EXITED:
+                await node.stop(server.lease_id, plan.settings.timing.stop_grace_s)
+    except (NodeUnavailable, NodeRefused):
+        return  # the service asks again, and goes on asking
 
 
 def _told(live: int, *, first: bool) -> str:

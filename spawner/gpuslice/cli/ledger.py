@@ -13,7 +13,7 @@ def problems(state: Path, config: Path | None) -> list[str]:
     Raises:
         Trouble: the settings or the database cannot be read.
     """
-    from gpuslice.ledger import cli_verify
+    from gpuslice.broker.verify import cli_verify
     from gpuslice.ledger.database import LedgerError
     from gpuslice.settings import SettingsError, load_settings
 

@@ -28,10 +28,17 @@ def main(root: str, name: str) -> None:
     env = {**os.environ, **spec["env"]}
     for variable, file in spec["secret_env"].items():
         env[variable] = (state / "secrets" / file).read_text(encoding="ascii").strip()
-    (state / "run" / f"{name}.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
+    _write_pid(state / "run" / f"{name}.pid")
     os.chdir(state)
     argv = spec["argv"]
     os.execvpe(argv[0], argv, env)
+
+
+def _write_pid(path: Path) -> None:
+    # In one step: whoever reads it finds a number. It stays ours, since exec keeps the process.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(f"{os.getpid()}\n", encoding="ascii")
+    temporary.replace(path)
 
 
 def _end_with_parent() -> None:

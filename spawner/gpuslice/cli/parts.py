@@ -70,6 +70,8 @@ def _proxy(plan: Plan) -> Part:
         *plan.proxy_command,
         "--ip", public.host, "--port", str(public.number),
         "--api-ip", api.host, "--api-port", str(api.number),
+        # Also before the hub has told its routes: to a new proxy it tells them only after a while.
+        "--default-target", hub,
         "--error-target", f"{hub}/hub/error",
     ]  # fmt: skip
     return Part(argv, secret_env={"CONFIGPROXY_AUTH_TOKEN": "proxy_token"})

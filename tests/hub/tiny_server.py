@@ -1,0 +1,29 @@
+"""Stands in for a single-user server: answers the hub, and ends when asked or told to."""
+
+import os
+import signal
+import sys
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("X-JupyterHub-Version", "6.1.1")
+        self.end_headers()
+        self.wfile.write(str(os.getpid()).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+if __name__ == "__main__":
+    if (Path.home() / "refuse-to-start").exists():
+        sys.stderr.write("the <b>disk</b> of this user is full\n")
+        sys.exit(3)
+    if (Path.home() / "never-answer").exists():
+        signal.pause()
+    url = urllib.parse.urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
+    ThreadingHTTPServer((url.hostname, url.port), Handler).serve_forever()
