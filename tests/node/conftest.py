@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from realnode import FakeService, Node, fake_service
 
 
@@ -19,9 +20,10 @@ def service() -> Iterator[FakeService]:
 def make_node(tmp_path: Path, service: FakeService) -> Iterator[Callable[..., Node]]:
     nodes: list[Node] = []
 
-    def make(folder: Path = tmp_path, *options: str) -> Node:
+    def make(folder: Path = tmp_path, *options: str, env: dict[str, str] | None = None) -> Node:
         folder.mkdir(parents=True, exist_ok=True)
         node = Node(folder, service.url, *options)
+        node.env = env or {}
         nodes.append(node)
         node.start()
         return node

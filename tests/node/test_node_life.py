@@ -9,13 +9,13 @@ import stat
 from pathlib import Path
 
 import pytest
-from realnode import FakeService, Node, call, lives, until
 
 from gpuslice.node.leasedir import Record
 from gpuslice.node.procs import all_processes, descendants
 from gpuslice.nodeclient import NodeRefused
 from gpuslice.units import boot_id, boottime_us
 from gpuslice.wire import ServerState
+from realnode import FakeService, Node, call, lives, until
 
 FOREVER = "import time\nprint('up')\ntime.sleep(600)"
 
@@ -60,6 +60,18 @@ def test_a_life_from_prepare_to_release_states_exact_microseconds(
     assert call(node.client.listing()).slices == []
     assert not node.dir(lease).path.exists()
     assert call(node.client.release(lease)).clean
+
+
+def test_nothing_is_stated_alive_after_its_end(node: Node) -> None:
+    """Looked at all the time while it ends: a heartbeat never bills more than the end does."""
+    for _ in range(5):
+        lease = node.run("import time; time.sleep(0.2)")
+        alive = []
+        while (server := node.server(lease)).state is not ServerState.EXITED:
+            alive.append(server.alive_til_us or 0)
+        assert server.started_us is not None and server.finished_us is not None
+        assert max(alive) <= server.finished_us
+        assert server.finished_us - server.started_us >= 200_000
 
 
 def test_the_end_is_counted_on_the_boot_clock(node: Node) -> None:

@@ -67,10 +67,10 @@ _TEXTS = {"state", "boot_id", "message"}
 _REQUIRED = ("state", "boot_id", "supervisor_pid", "supervisor_ticks")
 
 
-def parse_record(data: object) -> Record:
+def parse_record(data: dict[str, Any]) -> Record:
     """Raises :class:`TornFile` unless ``data`` is a record as :class:`Record` describes."""
     names = {f.name for f in fields(Record)}
-    if not isinstance(data, dict) or set(data) - names:
+    if set(data) - names:
         raise TornFile("the record has unknown parts")
     for name, value in data.items():
         if value is not None and type(value) is not (str if name in _TEXTS else int):
@@ -139,14 +139,17 @@ class LeaseDir:
     def write_record(self, record: Record) -> None:
         self.write_json("record.json", asdict(record))
 
-    def read_json(self, name: str) -> Any:
-        """The file's content, None when there is no such file. Raises :class:`TornFile`."""
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in the file, None when there is no such file. Raises :class:`TornFile`."""
         try:
-            return json.loads((self.path / name).read_bytes())
+            data = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
         except (IsADirectoryError, ValueError) as error:
             raise TornFile(f"{name} is unreadable") from error
+        if not isinstance(data, dict):
+            raise TornFile(f"{name} is unreadable")
+        return data
 
     def write_json(self, name: str, data: object, *, exclusive: bool = False) -> None:
         """Replaces the file atomically. With ``exclusive``, FileExistsError when it is there."""

@@ -75,32 +75,36 @@ class Leases:
 
     async def listing(self) -> wire.Listing:
         """Everything leased on this node, fresh and complete. Raises OSError rather than guess."""
-        listing, lost = await asyncio.to_thread(self._look)
-        for lease_id in lost:
-            self._in_background(self.end_lost(lease_id))
-        return listing
-
-    def _look(self) -> tuple[wire.Listing, list[str]]:
-        servers, slices, lost = [], [], []
-        for lease in self.store.all():
-            seen = observe(lease)
-            if seen is None:
-                continue
-            if (server := report(seen)) is not None:
-                servers.append(server)
-            if seen.marker in (PREPARED, CLAIMED, STARTED):
-                slices.append(lease.lease_id)
-            if seen.lost and lease.lease_id not in self._swept:
-                lost.append(lease.lease_id)
-        listing = wire.Listing(
+        now, boottime, seen = await asyncio.to_thread(self._look)
+        for one in seen:
+            if one.lost and one.lease.lease_id not in self._swept:
+                self._in_background(self.end_lost(one.lease.lease_id))
+        startable = (PREPARED, CLAIMED, STARTED)
+        return wire.Listing(
             node_id=self.node_id,
             boot_id=boot_id(),
-            now_us=now_us(),
-            boottime_us=boottime_us(),
-            servers=servers,
-            slices=slices,
+            now_us=now,
+            boottime_us=boottime,
+            servers=[server for one in seen if (server := report(one)) is not None],
+            slices=[one.lease.lease_id for one in seen if one.marker in startable],
         )
-        return listing, lost
+
+    def _look(self) -> tuple[int, int, list[Observation]]:
+        """What is here now, with the time before the first look."""
+        now, boottime = now_us(), boottime_us()
+        seen = [one for lease in self.store.all() if (one := observe(lease)) is not None]
+        self._remember([one for one in seen if one.busy])
+        return now, boottime, seen
+
+    def _remember(self, busy: list[Observation]) -> None:
+        """Notes which processes belong to which lease while their supervisors hold them."""
+        if not busy:
+            return
+        table = all_processes()
+        for one in busy:
+            assert one.record is not None
+            pid = one.record.supervisor_pid
+            self.memory.note(one.lease.lease_id, descendants(table, [pid]))
 
     async def server(self, lease_id: str) -> wire.ServerReport | None:
         """One server as the list would state it."""
@@ -219,6 +223,7 @@ class Leases:
         seen = await asyncio.to_thread(observe, lease)
         if seen is None or seen.record is None or not seen.busy:
             return
+        await asyncio.to_thread(self._remember, [seen])
         await asyncio.to_thread(_write_stop, lease, grace_s)
         send_signal(seen.record.supervisor_pid, seen.record.supervisor_ticks, signal.SIGTERM)
         log_event(log, "stop-asked", lease=lease_id, grace_s=grace_s)
@@ -248,6 +253,8 @@ class Leases:
         await asyncio.to_thread(seen.lease.fence)
         await self._wait_for_clean_up(seen)
         pids = {process.pid for process in self.memory.of(seen.lease.lease_id)}
+        if seen.record is not None:
+            pids |= {seen.record.supervisor_pid, seen.record.child_pid or 0}
         await self._end_all(seen)
         piece = slice_of(seen.lease)
         if piece is None:
@@ -277,21 +284,12 @@ class Leases:
     # --- what nobody asks for ---------------------------------------------------------------
 
     async def watch_once(self) -> None:
-        """Remembers who belongs to whom, ends what lost its supervisor, bypasses a stuck one."""
-        busy = await asyncio.to_thread(self._remember)
-        await self.listing()
-        for seen in busy:
-            if await asyncio.to_thread(_overdue, seen.lease):
-                self._in_background(self.end_overdue(seen.lease.lease_id))
-
-    def _remember(self) -> list[Observation]:
-        table = all_processes()
-        busy = [s for lease in self.store.all() if (s := observe(lease)) is not None and s.busy]
-        for seen in busy:
-            assert seen.record is not None
-            pid = seen.record.supervisor_pid
-            self.memory.note(seen.lease.lease_id, descendants(table, [pid]))
-        return busy
+        """Ends what lost its supervisor, and bypasses a supervisor that does not do its part."""
+        for server in (await self.listing()).servers:
+            if server.state is wire.ServerState.RUNNING:
+                lease = self.store.get(server.lease_id)
+                if lease is not None and await asyncio.to_thread(_overdue, lease):
+                    self._in_background(self.end_overdue(server.lease_id))
 
     async def end_lost(self, lease_id: str) -> None:
         """Ends what is left of a server whose supervisor was killed, and writes down that it was.

@@ -26,6 +26,8 @@ class Observation:
     record: Record | None
     #: Exactly the recorded supervisor lives: same pid, same birth, same boot.
     supervised: bool
+    #: A moment (boot clock) at which the server was certainly alive; None if that cannot be told.
+    alive_at_us: int | None
     #: The one sentence when the folder is damaged.
     torn: str | None
     #: A start was asked for.
@@ -54,16 +56,18 @@ def observe(lease: LeaseDir) -> Observation | None:
     """
     marker = lease.marker()
     asked = (lease.path / "spec.json").exists()
-    record, torn, supervised = None, None, False
+    record, torn, supervised, alive_at_us = None, None, False, None
     try:
         record, supervised = _settled_record(lease)
+        if record is not None and supervised:
+            alive_at_us = _alive_at_us(record)
     except TornFile as problem:
         torn = str(problem)
     if record is None and torn is None and marker in (CLAIMED, STARTED):
         torn = "the record is missing"
     if not lease.path.exists():
         return None
-    return Observation(lease, marker, record, supervised, torn, asked)
+    return Observation(lease, marker, record, supervised, alive_at_us, torn, asked)
 
 
 def _settled_record(lease: LeaseDir) -> tuple[Record | None, bool]:
@@ -78,6 +82,16 @@ def _settled_record(lease: LeaseDir) -> tuple[Record | None, bool]:
     if _supervised(record):
         return record, True
     return lease.read_record(), False
+
+
+def _alive_at_us(record: Record) -> int | None:
+    """Now, if the server itself lives. It may have ended and its end not be written down yet:
+    then what is stated as alive would be later than the end.
+    """
+    now = boottime_us()
+    if record.child_pid is None or record.child_ticks is None:
+        return None
+    return now if is_alive(record.child_pid, record.child_ticks) else None
 
 
 def _supervised(record: Record) -> bool:
@@ -122,7 +136,8 @@ def _facts(seen: Observation) -> tuple[wire.ServerState, _Facts]:
     facts["started_us"] = record.started_us
     if record.state == "running" and seen.supervised:
         assert record.started_us is not None and record.started_boottime_us is not None
-        facts["alive_til_us"] = record.started_us + boottime_us() - record.started_boottime_us
+        alive_us = (seen.alive_at_us or record.started_boottime_us) - record.started_boottime_us
+        facts["alive_til_us"] = record.started_us + alive_us
         return wire.ServerState.RUNNING, facts
     if record.state == "running":
         facts["message"] = LOST if record.boot_id == boot_id() else REBOOTED

@@ -91,7 +91,7 @@ class Supervisor:
 
     def _launch(self) -> subprocess.Popen[bytes] | None:
         try:
-            spec = self.lease.read_json("spec.json")
+            spec = self.lease.read_json("spec.json") or {}
             with self.lease.log.open("ab") as log:
                 child = subprocess.Popen(
                     spec["argv"],
