@@ -151,9 +151,9 @@ install_compiler() { # only where the machine has none
 }
 
 build_nvmlsim() { # `gpuslice up` would build it too; here it shows, and a failure is seen early
+    install_compiler # first, because a shell function's variables are everybody's
     mark=$(fingerprint spawner/nvmlsim/nvmlsim.c spawner/nvmlsim/build.py)
     if fresh .run/nvmlsim/.stamp "$mark"; then return; fi
-    install_compiler
     say "Building the simulated NVML library"
     (umask 077 && mkdir -p .run/nvmlsim)
     watched 0 "$python" -m nvmlsim build .run/nvmlsim
