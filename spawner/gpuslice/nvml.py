@@ -297,7 +297,7 @@ class Nvml:
         """The driver's version, for example "580.159.04"."""
         with self._lock:
             self._check_open()
-            return _attempt(lambda: str(pynvml.nvmlSystemGetDriverVersion()))
+            return _driver_version()
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -369,7 +369,7 @@ class Nvml:
                 if is_mig
                 else self._gpu_utilisation(uuid, handle)
             )
-            power, temperature, processes = _details(handle, is_mig, self.driver_version, details)
+            power, temperature, processes = _details(handle, is_mig, details)
             health, problem = _judge(memory, utilisation, power, temperature, processes)
             return DeviceSample(
                 uuid, taken_us, health, problem, memory, utilisation, power, temperature, processes
@@ -480,10 +480,10 @@ class Nvml:
 
     def _gpm_refusal(self, gpu_uuid: str, gpu: Any) -> NotAvailable | None:
         """Ask once per GPU whether it can do GPM here, and remember the answer."""
-        if gpu_uuid in self._gpm_works:
-            return None
         if gpu_uuid in self._no_gpm:
             return self._no_gpm[gpu_uuid]
+        if gpu_uuid in self._gpm_works:
+            return None
         support = _attempt(lambda: bool(pynvml.nvmlGpmQueryDeviceSupport(gpu).isSupportedDevice))
         if support is True:
             self._gpm_works.add(gpu_uuid)
@@ -547,7 +547,7 @@ def _unavailable(error: pynvml.NVMLError) -> NvmlUnavailable:
 _LOST, _RESET_REQUIRED = 15, 16
 _ABSENT = (2, 6)  # invalid argument (some drivers, for a UUID that is gone), not found
 _PERMANENT = (3, 4, 13)  # not supported, no permission, function not found: asking again is vain
-_NOT_FOUND = 6
+_NOT_FOUND, _FUNCTION_NOT_FOUND = 6, 13
 _GPM_MIN_NS = 110_000_000  # NVIDIA: more than 100 ms between two samples
 _GPM_MAX_NS = 300_000_000_000  # older than five minutes says nothing about now
 _CGROUP_BRANCH = 615
@@ -589,6 +589,10 @@ def _attempt(call: Callable[[], T]) -> Reading[T]:
 def _of(handle: Any, function: Callable[[Any], Any]) -> Any:
     """Call `function` on a handle, or hand on why there is no handle."""
     return handle if isinstance(handle, NotAvailable) else _attempt(lambda: function(handle))
+
+
+def _driver_version() -> Reading[str]:
+    return _attempt(lambda: str(pynvml.nvmlSystemGetDriverVersion()))
 
 
 def _free(sample: Any) -> None:
@@ -755,13 +759,13 @@ def _gpm_request() -> Any:
 
 
 def _details(
-    handle: Any, is_mig: bool, driver: Reading[str], wanted: bool
+    handle: Any, is_mig: bool, wanted: bool
 ) -> tuple[Reading[float], Reading[int], Reading[tuple[ProcessUse, ...]]]:
     """Return power, temperature and processes."""
     if not wanted:
         skipped = NotAvailable("not asked for")
         return skipped, skipped, skipped
-    processes = _processes(handle, is_mig, driver)
+    processes = _processes(handle, is_mig)
     if is_mig:
         card = NotAvailable("only the whole card has this, and it tells about the neighbours")
         return card, card, processes
@@ -772,26 +776,32 @@ def _details(
     return power, temperature, processes
 
 
-def _processes(handle: Any, is_mig: bool, driver: Reading[str]) -> Reading[tuple[ProcessUse, ...]]:
+def _processes(handle: Any, is_mig: bool) -> Reading[tuple[ProcessUse, ...]]:
+    driver = _driver_version()
     if _lists_processes_wrongly(driver):
         return NotAvailable(f"driver {driver} lists processes wrongly")
-    compute = _attempt(lambda: list(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)))
+    compute = _process_list(handle, "Compute")
     if isinstance(compute, NotAvailable):
         return compute
     entries = {int(entry.pid): entry.usedGpuMemory for entry in compute}
-    for other in (
-        pynvml.nvmlDeviceGetGraphicsRunningProcesses,
-        pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
-    ):
-        more = _of(handle, other)
-        if not isinstance(more, NotAvailable):
-            for entry in more:
-                entries.setdefault(int(entry.pid), entry.usedGpuMemory)
+    for kind in ("Graphics", "MPSCompute"):
+        more = _process_list(handle, kind)
+        for entry in [] if isinstance(more, NotAvailable) else more:
+            entries.setdefault(int(entry.pid), entry.usedGpuMemory)
     busy = _process_utilisation(handle, is_mig)
     return tuple(
         ProcessUse(pid, _process_memory(memory), _process_percent(busy, pid))
         for pid, memory in sorted(entries.items())
     )
+
+
+def _process_list(handle: Any, kind: str) -> Reading[list[Any]]:
+    """Call version 3, or 2 of an old driver; the unversioned names raise no NVMLError then."""
+    name = f"nvmlDeviceGet{kind}RunningProcesses"
+    listed = _attempt(lambda: list(getattr(pynvml, f"{name}_v3")(handle)))
+    if isinstance(listed, NotAvailable) and listed.code == _FUNCTION_NOT_FOUND:
+        return _attempt(lambda: list(getattr(pynvml, f"{name}_v2")(handle)))
+    return listed
 
 
 def _lists_processes_wrongly(driver: Reading[str]) -> bool:

@@ -111,6 +111,8 @@ class CgroupLimit:
 class _Device:
     """What a GPU and a MIG instance have in common; every property reads and writes the file."""
 
+    __slots__ = ("_fleet", "_gpu_index", "_serial")  # so that a misspelt property is refused
+
     def __init__(self, fleet: Fleet, gpu_index: int, serial: int) -> None:
         self._fleet = fleet
         self._gpu_index = gpu_index
@@ -197,6 +199,8 @@ class _Device:
 class SimMig(_Device):
     """A MIG instance: a GPU instance with one compute instance of the same size."""
 
+    __slots__ = ()
+
     @property
     def parent(self) -> SimGpu:
         """The GPU it lies on."""
@@ -234,6 +238,8 @@ class SimMig(_Device):
 
 class SimGpu(_Device):
     """A card."""
+
+    __slots__ = ()
 
     @property
     def index(self) -> int:

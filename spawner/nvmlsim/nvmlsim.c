@@ -244,33 +244,51 @@ typedef struct { unsigned int version, isSupportedDevice; } nvmlGpmSupport_t;
 
 /* Compiled in both modes: what holds for NVIDIA's header under NVMLSIM_ABI_CHECK holds for ours. */
 #define SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), "size of " #type)
-#define AT(type, field, bytes) _Static_assert(offsetof(type, field) == (bytes), #type "." #field)
+#define AT(type, field, offset, bytes) \
+    _Static_assert(offsetof(type, field) == (offset) && sizeof(((type *)0)->field) == (bytes), #type "." #field)
 #define CODE(name, number) _Static_assert(name == (number), #name)
-SIZE(nvmlMemory_t, 24); AT(nvmlMemory_t, free, 8); AT(nvmlMemory_t, used, 16);
-SIZE(nvmlMemory_v2_t, 40); AT(nvmlMemory_v2_t, total, 8); AT(nvmlMemory_v2_t, reserved, 16);
-AT(nvmlMemory_v2_t, free, 24); AT(nvmlMemory_v2_t, used, 32);
-SIZE(nvmlBAR1Memory_t, 24); AT(nvmlBAR1Memory_t, bar1Free, 8); AT(nvmlBAR1Memory_t, bar1Used, 16);
-SIZE(nvmlSetMemoryLimits_v1_t, 24); AT(nvmlSetMemoryLimits_v1_t, softLimit, 8);
-AT(nvmlSetMemoryLimits_v1_t, hardLimit, 16);
-SIZE(nvmlGetMemoryLimits_v1_t, 32); AT(nvmlGetMemoryLimits_v1_t, softLimit, 8);
-AT(nvmlGetMemoryLimits_v1_t, hardLimit, 16); AT(nvmlGetMemoryLimits_v1_t, currentUsed, 24);
-SIZE(nvmlUtilization_t, 8); AT(nvmlUtilization_t, memory, 4);
-SIZE(nvmlProcessInfo_t, 24); AT(nvmlProcessInfo_t, usedGpuMemory, 8); AT(nvmlProcessInfo_t, gpuInstanceId, 16);
-AT(nvmlProcessInfo_t, computeInstanceId, 20); SIZE(nvmlProcessInfo_v2_t, 24);
-SIZE(nvmlProcessUtilizationSample_t, 32); AT(nvmlProcessUtilizationSample_t, timeStamp, 8);
-AT(nvmlProcessUtilizationSample_t, smUtil, 16); AT(nvmlProcessUtilizationSample_t, decUtil, 28);
-SIZE(nvmlPciInfo_t, 68); AT(nvmlPciInfo_t, domain, 16); AT(nvmlPciInfo_t, bus, 20); AT(nvmlPciInfo_t, pciDeviceId, 28);
-AT(nvmlPciInfo_t, busId, 36);
-SIZE(nvmlDeviceAttributes_t, 40); AT(nvmlDeviceAttributes_t, gpuInstanceSliceCount, 24);
-AT(nvmlDeviceAttributes_t, computeInstanceSliceCount, 28); AT(nvmlDeviceAttributes_t, memorySizeMB, 32);
-SIZE(nvmlGpuInstanceInfo_t, 24); AT(nvmlGpuInstanceInfo_t, id, 8); AT(nvmlGpuInstanceInfo_t, profileId, 12);
-AT(nvmlGpuInstanceInfo_t, placement, 16); SIZE(nvmlGpuInstancePlacement_t, 8); AT(nvmlGpuInstancePlacement_t, size, 4);
-SIZE(nvmlTemperature_t, 12); AT(nvmlTemperature_t, temperature, 8);
-SIZE(nvmlFieldValue_t, 40); AT(nvmlFieldValue_t, valueType, 24); AT(nvmlFieldValue_t, nvmlReturn, 28);
-AT(nvmlFieldValue_t, value, 32);
-SIZE(nvmlGpmMetric_t, 40); AT(nvmlGpmMetric_t, nvmlReturn, 4); AT(nvmlGpmMetric_t, value, 8);
-SIZE(nvmlGpmMetricsGet_t, 19104); AT(nvmlGpmMetricsGet_t, sample1, 8); AT(nvmlGpmMetricsGet_t, metrics, 24);
-SIZE(nvmlGpmSupport_t, 8); AT(nvmlGpmSupport_t, isSupportedDevice, 4);
+SIZE(nvmlMemory_t, 24); AT(nvmlMemory_t, total, 0, 8); AT(nvmlMemory_t, free, 8, 8); AT(nvmlMemory_t, used, 16, 8);
+SIZE(nvmlMemory_v2_t, 40); AT(nvmlMemory_v2_t, version, 0, 4); AT(nvmlMemory_v2_t, total, 8, 8);
+    AT(nvmlMemory_v2_t, reserved, 16, 8); AT(nvmlMemory_v2_t, free, 24, 8); AT(nvmlMemory_v2_t, used, 32, 8);
+SIZE(nvmlBAR1Memory_t, 24); AT(nvmlBAR1Memory_t, bar1Total, 0, 8); AT(nvmlBAR1Memory_t, bar1Free, 8, 8);
+    AT(nvmlBAR1Memory_t, bar1Used, 16, 8);
+SIZE(nvmlSetMemoryLimits_v1_t, 24); AT(nvmlSetMemoryLimits_v1_t, nameSpace, 0, 8);
+    AT(nvmlSetMemoryLimits_v1_t, softLimit, 8, 8); AT(nvmlSetMemoryLimits_v1_t, hardLimit, 16, 8);
+SIZE(nvmlGetMemoryLimits_v1_t, 32); AT(nvmlGetMemoryLimits_v1_t, nameSpace, 0, 8);
+    AT(nvmlGetMemoryLimits_v1_t, softLimit, 8, 8); AT(nvmlGetMemoryLimits_v1_t, hardLimit, 16, 8);
+    AT(nvmlGetMemoryLimits_v1_t, currentUsed, 24, 8);
+SIZE(nvmlUtilization_t, 8); AT(nvmlUtilization_t, gpu, 0, 4); AT(nvmlUtilization_t, memory, 4, 4);
+SIZE(nvmlProcessInfo_t, 24); AT(nvmlProcessInfo_t, pid, 0, 4); AT(nvmlProcessInfo_t, usedGpuMemory, 8, 8);
+    AT(nvmlProcessInfo_t, gpuInstanceId, 16, 4); AT(nvmlProcessInfo_t, computeInstanceId, 20, 4);
+SIZE(nvmlProcessInfo_v2_t, 24);
+SIZE(nvmlProcessUtilizationSample_t, 32); AT(nvmlProcessUtilizationSample_t, pid, 0, 4);
+    AT(nvmlProcessUtilizationSample_t, timeStamp, 8, 8); AT(nvmlProcessUtilizationSample_t, smUtil, 16, 4);
+    AT(nvmlProcessUtilizationSample_t, memUtil, 20, 4); AT(nvmlProcessUtilizationSample_t, encUtil, 24, 4);
+    AT(nvmlProcessUtilizationSample_t, decUtil, 28, 4);
+SIZE(nvmlPciInfo_t, 68); AT(nvmlPciInfo_t, busIdLegacy, 0, 16); AT(nvmlPciInfo_t, domain, 16, 4);
+    AT(nvmlPciInfo_t, bus, 20, 4); AT(nvmlPciInfo_t, device, 24, 4); AT(nvmlPciInfo_t, pciDeviceId, 28, 4);
+    AT(nvmlPciInfo_t, pciSubSystemId, 32, 4); AT(nvmlPciInfo_t, busId, 36, 32);
+SIZE(nvmlDeviceAttributes_t, 40); AT(nvmlDeviceAttributes_t, multiprocessorCount, 0, 4);
+    AT(nvmlDeviceAttributes_t, sharedCopyEngineCount, 4, 4); AT(nvmlDeviceAttributes_t, sharedDecoderCount, 8, 4);
+    AT(nvmlDeviceAttributes_t, sharedEncoderCount, 12, 4); AT(nvmlDeviceAttributes_t, sharedJpegCount, 16, 4);
+    AT(nvmlDeviceAttributes_t, sharedOfaCount, 20, 4); AT(nvmlDeviceAttributes_t, gpuInstanceSliceCount, 24, 4);
+    AT(nvmlDeviceAttributes_t, computeInstanceSliceCount, 28, 4); AT(nvmlDeviceAttributes_t, memorySizeMB, 32, 8);
+SIZE(nvmlGpuInstancePlacement_t, 8); AT(nvmlGpuInstancePlacement_t, start, 0, 4);
+    AT(nvmlGpuInstancePlacement_t, size, 4, 4);
+SIZE(nvmlGpuInstanceInfo_t, 24); AT(nvmlGpuInstanceInfo_t, device, 0, 8); AT(nvmlGpuInstanceInfo_t, id, 8, 4);
+    AT(nvmlGpuInstanceInfo_t, profileId, 12, 4); AT(nvmlGpuInstanceInfo_t, placement, 16, 8);
+SIZE(nvmlTemperature_t, 12); AT(nvmlTemperature_t, version, 0, 4); AT(nvmlTemperature_t, sensorType, 4, 4);
+    AT(nvmlTemperature_t, temperature, 8, 4);
+SIZE(nvmlFieldValue_t, 40); AT(nvmlFieldValue_t, fieldId, 0, 4); AT(nvmlFieldValue_t, scopeId, 4, 4);
+    AT(nvmlFieldValue_t, timestamp, 8, 8); AT(nvmlFieldValue_t, latencyUsec, 16, 8);
+    AT(nvmlFieldValue_t, valueType, 24, 4); AT(nvmlFieldValue_t, nvmlReturn, 28, 4);
+    AT(nvmlFieldValue_t, value, 32, 8);
+SIZE(nvmlGpmMetric_t, 40); AT(nvmlGpmMetric_t, metricId, 0, 4); AT(nvmlGpmMetric_t, nvmlReturn, 4, 4);
+    AT(nvmlGpmMetric_t, value, 8, 8); AT(nvmlGpmMetric_t, metricInfo, 16, 24);
+SIZE(nvmlGpmMetricsGet_t, 19104); AT(nvmlGpmMetricsGet_t, version, 0, 4); AT(nvmlGpmMetricsGet_t, numMetrics, 4, 4);
+    AT(nvmlGpmMetricsGet_t, sample1, 8, 8); AT(nvmlGpmMetricsGet_t, sample2, 16, 8);
+    AT(nvmlGpmMetricsGet_t, metrics, 24, 19080);
+SIZE(nvmlGpmSupport_t, 8); AT(nvmlGpmSupport_t, version, 0, 4); AT(nvmlGpmSupport_t, isSupportedDevice, 4, 4);
 SIZE(nvmlReturn_t, 4); SIZE(nvmlEnableState_t, 4); SIZE(nvmlPstates_t, 4); SIZE(nvmlClockType_t, 4);
 SIZE(nvmlTemperatureSensors_t, 4); SIZE(nvmlDriverModel_t, 4); SIZE(nvmlDevice_t, 8); SIZE(nvmlGpuInstance_t, 8);
 _Static_assert(nvmlMemory_v2 == 0x2000028 && nvmlTemperature_v1 == 0x100000c, "versions of structs");
@@ -445,15 +463,32 @@ static nvmlReturn_t attach(void) {
 /* ---- reading: parts of one copy, all of one generation ----------------------------------------------------------- */
 struct part { void *to; size_t offset, size; };
 
+/* A file cut short under the map would be SIGBUS, not an error. */
+static int cut_short(const struct session *s) {
+    struct stat st;
+    return fstat(s->fd, &st) || (size_t)st.st_size < sizeof(struct sim_file);
+}
+
+static void sleep_us(unsigned us) {
+    struct timespec t = {us / 1000000, (long)(us % 1000000) * 1000};
+    while (nanosleep(&t, &t) && errno == EINTR) {}
+}
+
+static void copy_part(const struct part *part, const char *from) {
+    size_t done = 0;
+#ifdef NVMLSIM_SLOW_COPY                 /* a test build: so slow that writers come in between all the time */
+    for (; part->size - done > 2048; done += 2048, sleep_us(20)) memcpy((char *)part->to + done, from + done, 2048);
+#endif
+    memcpy((char *)part->to + done, from + done, part->size - done);
+}
+
 static nvmlReturn_t read_parts(const struct session *s, const struct part *parts, int count) {
     enum { PATIENCE = 100000 };
-    struct stat st;
     for (int attempt = 0; attempt < PATIENCE; attempt++) {
-        /* A file cut short under the map would be SIGBUS, not an error. */
-        if (fstat(s->fd, &st) || (size_t)st.st_size < sizeof(struct sim_file)) return NVML_ERROR_CORRUPTED_INFOROM;
+        if (cut_short(s)) return NVML_ERROR_CORRUPTED_INFOROM;
         uint64_t generation = atomic_load_explicit(&s->file->header.generation, memory_order_acquire), inside, after;
         const char *copy = (const char *)&s->file->copy[generation & 1];
-        for (int i = 0; i < count; i++) memcpy(parts[i].to, copy + parts[i].offset, parts[i].size);
+        for (int i = 0; i < count; i++) copy_part(&parts[i], copy + parts[i].offset);
         memcpy(&inside, copy, sizeof inside);
         atomic_thread_fence(memory_order_acquire);
         after = atomic_load_explicit(&s->file->header.generation, memory_order_relaxed);
@@ -463,11 +498,6 @@ static nvmlReturn_t read_parts(const struct session *s, const struct part *parts
     return NVML_ERROR_TIMEOUT;
 }
 #define PART(to, field) {(to), offsetof(struct sim_state, field), sizeof(((struct sim_state *)0)->field)}
-
-static void sleep_us(unsigned us) {
-    struct timespec t = {us / 1000000, (long)(us % 1000000) * 1000};
-    while (nanosleep(&t, &t) && errno == EINTR) {}
-}
 
 /* ---- handles: numbers, never pointers, so that any garbage can be told from a handle ------------------------------ */
 enum { DEVICE_TAG = 0x4e56, INSTANCE_TAG = 0x4749 };
@@ -515,7 +545,7 @@ struct call {
 };
 
 static void log_call(struct session *s, enum function f, unsigned gpu, uint32_t serial) {
-    if (!s->writable) return;
+    if (!s->writable || cut_short(s)) return;
     uint64_t n = atomic_fetch_add(&s->file->header.calls, 1);
     struct log_entry *e = &s->file->log[n % LOG_SIZE];
     e->pid = (uint32_t)getpid();
