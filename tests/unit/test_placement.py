@@ -296,9 +296,7 @@ def test_the_most_hopeful_reason_is_the_answer() -> None:
     taken = device("GPU-1", claims=(Claim("a", whole=True),))
     sick = device("GPU-2", state=DeviceState.SICK)
     found = put(WHOLE, sick, taken)
-    assert found == NoPlace(
-        "gpu-full", "No place for 'exclusive': all GPUs that could carry it are in use."
-    )
+    assert found == NoPlace("gpu-full", "All GPUs that could carry it are in use.")
     assert where(put(WHOLE)) == "no-such-device"
     assert where(place(FleetSnapshot((), ()), CPU, reserve_bytes=0, ceilings={})) == "host-down"
 

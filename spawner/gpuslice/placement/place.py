@@ -288,24 +288,22 @@ def _placement(
 
 #: Slugs with the sentence for each, the most hopeful first: that one is the answer.
 _REASONS: Mapping[str, str] = {
-    "host-ram-full": "the host has too little RAM left",
-    "host-cpu-full": "the host has too few processors left",
-    "gpu-full": "all GPUs that could carry it are in use",
-    "host-down": "the host is not in service",
-    "devices-sick": "no GPU that could carry it is in service",
-    "enforcement-too-low": "its memory cap cannot be held as strongly as it must be",
-    "memory-unknown": "the size of the GPU's memory is not available",
-    "slice-too-large": "no GPU is large enough",
-    "no-such-device": "there is no such device",
+    "host-ram-full": "The host has too little RAM left.",
+    "host-cpu-full": "The host has too few processors left.",
+    "gpu-full": "All GPUs that could carry it are in use.",
+    "host-down": "The host is not in service.",
+    "devices-sick": "No GPU that could carry it is in service.",
+    "enforcement-too-low": "Its memory cap cannot be held as strongly as it must be.",
+    "memory-unknown": "The size of the GPU's memory is not available.",
+    "slice-too-large": "No GPU is large enough.",
+    "no-such-device": "There is no such device.",
 }
 
 
 def _no_place(wanted: SliceType, refused: Mapping[str, int]) -> NoPlace:
-    for slug, sentence in _REASONS.items():
-        if refused.get(slug):
-            return NoPlace(slug, f"No place for '{wanted.name}': {sentence}.")
-    slug = "host-down" if wanted.kind is SliceKind.CPU else "no-such-device"
-    return NoPlace(slug, f"No place for '{wanted.name}': {_REASONS[slug]}.")
+    nothing = "host-down" if wanted.kind is SliceKind.CPU else "no-such-device"
+    slug = next((slug for slug in _REASONS if refused.get(slug)), nothing)
+    return NoPlace(slug, _REASONS[slug])
 
 
 # --- counting -------------------------------------------------------------------------------
