@@ -53,12 +53,7 @@ def parts(plan: Plan) -> dict[str, Part]:
             [
                 sys.executable, "-m", "supervisor.supervisord",
                 "-n", "-c", str(plan.state.supervisor_conf),
-            ],
-            # The supervisor's file refers to these, so that it has to quote nothing.
-            env={
-                "GPUSLICE_PYTHON": shlex.quote(sys.executable),
-                "GPUSLICE_ROOT": shlex.quote(str(plan.state.root)),
-            },
+            ]
         ),
     }  # fmt: skip
 
@@ -116,22 +111,26 @@ def write_parts(state: State, made: dict[str, Part]) -> None:
 
 
 def write_supervisor_conf(state: State, socket: Path) -> None:
-    """Write the file of ``supervisord``."""
-    _write_private(state.supervisor_conf, supervisor_conf(state.supervisor_conf.parent, socket))
+    """Write the file of ``supervisord``, and the script with which it starts a part."""
+    shown = socket.relative_to(state.root) if socket.is_relative_to(state.root) else socket
+    _write_private(state.supervisor_conf, supervisor_conf(shown))
+    _write_private(
+        state.run / "part.sh",
+        f'exec {shlex.quote(sys.executable)} -m gpuslice.cli.part . "$1"\n',
+    )
 
 
-def supervisor_conf(root: Path, socket: Path) -> str:
-    """The supervisor's configuration. It names parts only: commands are in ``run/parts.json``.
+def supervisor_conf(socket: Path) -> str:
+    """The supervisor's configuration. Its working folder is the data folder.
+
+    No path of this machine is in it: supervisor reads ``%``, ``#`` and ``;`` in them as its own
+    language, some of it twice. Commands are in ``run/parts.json``.
 
     Ending a part never ends more than its own process: notebook servers live in sessions of
-    their own, and a proxy's or hub's children are none.
+    their own.
     """
-    del root
-    sections = [
-        _HEADER.format(
-            socket=_escaped(str(socket)), user="user=root\n" if os.geteuid() == 0 else ""
-        )
-    ]
+    root = "user=root\n" if os.geteuid() == 0 else ""
+    sections = [_HEADER.format(socket=str(socket).replace("%", "%%"), user=root)]
     sections += [_PROGRAM.format(name=name, priority=number) for number, name in enumerate(PARTS)]
     return "\n".join(sections)
 
@@ -142,13 +141,13 @@ file={socket}
 chmod=0600
 
 [supervisord]
-{user}logfile=%(here)s/log/supervisord.log
+{user}logfile=log/supervisord.log
 logfile_maxbytes=5MB
 logfile_backups=2
 loglevel=info
-pidfile=%(here)s/run/supervisord.child.pid
+pidfile=run/supervisord.child.pid
 identifier=gpuslice
-childlogdir=%(here)s/log
+childlogdir=log
 # Nobody reads it: up has a log of its own.
 silent=true
 
@@ -158,7 +157,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 
 _PROGRAM = """\
 [program:{name}]
-command=%(ENV_GPUSLICE_PYTHON)s -m gpuslice.cli.part %(ENV_GPUSLICE_ROOT)s {name}
+command=/bin/sh run/part.sh {name}
 priority={priority}
 autostart=true
 autorestart=true
@@ -169,15 +168,10 @@ stopwaitsecs=15
 stopasgroup=false
 killasgroup=false
 redirect_stderr=true
-stdout_logfile=%(here)s/log/{name}.log
+stdout_logfile=log/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=3
 """
-
-
-def _escaped(value: str) -> str:
-    """``%`` begins an expansion in the supervisor's file."""
-    return value.replace("%", "%%")
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -66,7 +66,7 @@ def _shown(value: object) -> str:
     """``repr``, so that nothing unprintable reaches a log or a page, and short."""
     text = repr(value) if not isinstance(value, str) else repr(value[: _MAX_SHOWN + 1])
     text = text.encode("ascii", "backslashreplace").decode("ascii")
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…'"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...'"
 
 
 def _kind(value: object) -> str:
