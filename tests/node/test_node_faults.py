@@ -121,8 +121,9 @@ def test_a_supervisor_killed_before_the_start_never_starts(
 
 @pytest.fixture
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A living process that has nothing to do with any lease."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    """A living process that has nothing to do with any lease, in a session of its own."""
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    process = subprocess.Popen(command, start_new_session=True)
     yield process
     process.kill()
     process.wait()

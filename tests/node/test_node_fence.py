@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpuslice.node.launch import Launcher
+from gpuslice.node.leasedir import LeaseDir
 from gpuslice.nodeclient import NodeRefused
 from gpuslice.wire import ServerState
 from realnode import FakeService, Node, call, cpu_slice, lives, until
@@ -107,7 +108,7 @@ def test_the_marker_stops_a_supervisor_that_the_service_has_already_allowed(
     assert "taken back" in (ended.message or "")
 
 
-def test_a_fence_between_launch_and_claim_wins(node: Node) -> None:
+def test_a_fence_between_launch_and_claim_wins(node: Node, service: FakeService) -> None:
     """A supervisor that was launched late, by a node that is gone, finds the marker taken."""
     lease = node.prepare()
     node.kill()
@@ -117,6 +118,8 @@ def test_a_fence_between_launch_and_claim_wins(node: Node) -> None:
     Launcher(node.service_url, node.token, 3).launch(folder)
     until(lambda: folder.read_record().state == "refused", "the supervisor refuses")
     assert not ran(node, lease)
+    # Not even asked: the service would take the lease for running.
+    assert service.asked == []
     node.start()
     assert start_refused(node, lease) == "fenced"
     assert call(node.client.release(lease)).clean
@@ -139,6 +142,15 @@ def test_a_stop_before_the_start_is_final(node: Node, service: FakeService) -> N
     service.hold.set()
     assert node.wait(lease, ServerState.EXITED).started_us is None
     assert not ran(node, lease)
+
+
+def test_a_second_start_before_the_first_has_claimed_finds_the_spec(tmp_path: Path) -> None:
+    folder = LeaseDir(tmp_path)
+    folder.write_json("spec.json", {"first": 1}, exclusive=True)
+    with pytest.raises(FileExistsError):
+        folder.write_json("spec.json", {"second": 2}, exclusive=True)
+    assert folder.read_json("spec.json") == {"first": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.json"]
 
 
 def test_of_many_starts_at_once_one_succeeds(node: Node, service: FakeService) -> None:
