@@ -1,4 +1,4 @@
-"""The ledger as a database: migrations, immutable facts, one meter, faults, and what verify sees."""
+"""The ledger as a database: migrations, immutable facts, one meter, faults, verification."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def a_bill(world: World) -> str:
     return granted.lease_id
 
 
-# --- schema ---------------------------------------------------------------------------------------
+# --- schema ------------------------------------------------------------------------------------
 
 
 def test_the_migrations_make_exactly_the_tables(database: Database) -> None:
@@ -76,9 +76,7 @@ def test_downgrade_and_upgrade(database: Database) -> None:
 
 def test_a_newer_ledger_is_refused_in_words(database: Database) -> None:
     with database.engine.begin() as connection:
-        connection.execute(
-            sa.text(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '9999'")
-        )
+        connection.execute(sa.text(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(LedgerError, match="another version of gpuslice"):
         migrate.upgrade(database.engine)
 
@@ -105,7 +103,7 @@ def test_a_price_never_begins_in_the_past(database: Database) -> None:
         database.write(at(150, 3))
 
 
-# --- one meter --------------------------------------------------------------------------------------
+# --- one meter ---------------------------------------------------------------------------------
 
 
 def test_a_second_meter_is_refused_while_the_first_lives(database: Database) -> None:
@@ -144,7 +142,7 @@ def test_a_reused_pid_is_not_the_old_meter(database: Database) -> None:
     database.write(lambda s: meter.acquire(s, now=now_us()))
 
 
-# --- faults -----------------------------------------------------------------------------------------
+# --- faults ------------------------------------------------------------------------------------
 
 
 def test_a_locked_database_refuses_in_words_and_loses_nothing(tmp_path: Path) -> None:
@@ -214,7 +212,7 @@ def test_two_openings_of_one_account_make_one(database: Database) -> None:
     assert len(ids) == 16 and len(set(ids)) == 1
 
 
-# --- verify -------------------------------------------------------------------------------------------
+# --- verify ------------------------------------------------------------------------------------
 
 
 CORRUPTIONS = {

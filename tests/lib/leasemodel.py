@@ -151,6 +151,18 @@ class LeaseModel(RuleBasedStateMachine):
         elif self.up and self.attempt(lambda: self.world.supervise(lease_id, dies=dies), None):
             COVERAGE["start"] += 1
 
+    @precondition(lambda self: self.up and self.startable())
+    @rule(pick=picks, crash=crashes, after=st.booleans())
+    def server_starts_too_late(self, pick, crash, after):  # type: ignore[no-untyped-def]
+        """A container that was created in time is started when its lease is being taken back."""
+        lease_id = self.pick(self.startable(), pick)
+        self.world.now += 70_000_000
+        self.attempt(self.world.reconcile, crash, after)
+        if self.world.node.startable(lease_id):
+            self.server_starts_now(lease_id, container=True)
+        else:
+            COVERAGE["fenced"] += 1
+
     @rule(pick=picks, how=st.sampled_from(["exit", "exit", "unknown", "removed"]))
     def server_dies(self, pick, how):  # type: ignore[no-untyped-def]
         running = [s for s in self.world.node.servers.values() if s.runs]

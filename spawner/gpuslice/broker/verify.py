@@ -43,19 +43,29 @@ def _disjoint(session: Session) -> Iterator[str]:
         mine = claims[row.node_id, row.id]
         for claim in mine:
             # Only when a claim is added can it become too much: look at those versions.
-            held = [
-                to_claim(other)
-                for other in mine
-                if other.taken_version <= claim.taken_version
-                and (other.released_version is None or other.released_version > claim.taken_version)
-            ]
-            if row.kind == HOST:
-                problems = host_overlaps(to_host(row, (), 0), held)
-            else:
-                problems = overlaps(to_device(row, rows, ()), held)
-            for problem in problems:
+            held = [other for other in mine if _held_at(other, claim.taken_version)]
+            for problem in _too_much(row, rows, held):
                 where = f"device {row.id} on {row.node_id} at version {claim.taken_version}"
                 yield f"{where}: {problem}"
+
+
+def _held_at(claim: Claim, version: int) -> bool:
+    return claim.taken_version <= version and (
+        claim.released_version is None or claim.released_version > version
+    )
+
+
+def _too_much(row: Device, rows: list[Device], held: list[Claim]) -> list[str]:
+    """Collisions among claims that were held together.
+
+    What a host has, and which MIG profile a UUID has, may have changed since claims that are over
+    by now; only what is certain about them is said.
+    """
+    now = all(claim.released_version is None for claim in held)
+    planned = [to_claim(claim) for claim in held]
+    if row.kind == HOST:
+        return host_overlaps(to_host(row, (), 0), planned) if now else []
+    return overlaps(to_device(row, rows if now else (), ()), planned)
 
 
 def cli_verify(database_url: str) -> list[str]:

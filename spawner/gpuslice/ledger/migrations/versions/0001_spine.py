@@ -196,7 +196,8 @@ def upgrade() -> None:
         sa.Column("end_reason", sa.String(length=500), nullable=True),
         sa.Column("ended_us", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
-            "state IN ('granted', 'running', 'stopping', 'settled', 'revoking') OR state IN ('ended', 'cancelled')",
+            "state IN ('granted', 'running', 'stopping', 'settled', 'revoking')"
+            " OR state IN ('ended', 'cancelled')",
             name=op.f("ck_lease_state"),
         ),
         sa.CheckConstraint(
