@@ -6,6 +6,7 @@
 PY := .venv/bin/python
 ENGINE ?= local
 STATE ?= .run
+UP_ARGS ?=
 PYTEST_ARGS ?=
 SETUP := sh tools/setup.sh
 
@@ -16,9 +17,9 @@ help: ## list these targets
 setup: ## set up what `make run` needs, without starting anything
 	@$(SETUP) run
 
-run: ## start proxy, hub, service and node on this machine (ENGINE=local, STATE=.run)
+run: ## start proxy, hub, service and node on this machine (UP_ARGS='--port 8100')
 	@$(SETUP) run
-	@exec $(PY) -m gpuslice up --engine "$(ENGINE)" --state "$(STATE)"
+	@exec $(PY) -m gpuslice up --engine "$(ENGINE)" --state "$(STATE)" $(UP_ARGS)
 
 test: ## set up and run every test that takes seconds (PYTEST_ARGS='-k ledger -x')
 	@$(SETUP) test
