@@ -290,7 +290,7 @@ class TimingSettings(_Table):
     """How often things are looked at, and how long they may take. All in seconds."""
 
     reconcile_s: float = _seconds(5.0, 300, "Between two comparisons of leases with the node.")
-    heartbeat_s: float = _seconds(30.0, 3600, "Between two advances of what is billed.")
+    heartbeat_s: float = _seconds(10.0, 3600, "Between two advances of what is billed.")
     start_timeout_s: float = _seconds(
         90.0, 3600, "How long a granted lease waits for its server before it is taken back."
     )

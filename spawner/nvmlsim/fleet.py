@@ -641,15 +641,15 @@ class Fleet:
 
 
 def demo_fleet(path: str | os.PathLike[str]) -> Fleet:
-    """Open the demo fleet at `path`, or make it: an H100, an A100 cut in three by MIG, an L4.
+    """Open the demo fleet at `path`, or make it: two H100s and an A100 cut in three by MIG.
 
     A file that another version of nvmlsim wrote, or that is damaged, is replaced: a demo has
     nothing to lose.
     """
     gpus = [
         GpuSpec("NVIDIA H100 80GB HBM3"),
+        GpuSpec("NVIDIA H100 80GB HBM3"),
         GpuSpec("NVIDIA A100-SXM4-80GB", mig=["3g.40gb", "2g.20gb", "1g.10gb"]),
-        GpuSpec("NVIDIA L4"),
     ]
     try:
         return Fleet.open(path)

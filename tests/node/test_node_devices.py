@@ -14,8 +14,9 @@ import pytest
 from gpuslice import wire
 from gpuslice.nodeclient import NodeRefused
 from gpuslice.wire import ServerState, SliceKind
-from nvmlsim import Fleet, SimProcess, build_library, demo_fleet
+from nvmlsim import Fleet, SimProcess, build_library
 from realnode import Node, call, until
+from simfleet import three_models
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -46,7 +47,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    with demo_fleet(tmp_path / "fleet") as fleet:
+    with three_models(tmp_path / "fleet") as fleet:
         yield fleet
 
 

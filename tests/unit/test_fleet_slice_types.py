@@ -136,6 +136,16 @@ def test_mig_mode_without_instances_is_explained(offer) -> None:
     assert "has no MIG instance" in reasons(catalogue)["mig"]
 
 
+def test_a_name_that_one_model_offers_stays_plain(offer) -> None:
+    """An A100 in MIG mode beside H100s: nobody else has its profiles, nobody else its quarters."""
+    inventory = node(
+        gpu(0, H100, simulated=True),
+        gpu(1, "NVIDIA A100-SXM4-80GB", mig_enabled=True, simulated=True),
+        instance(1, 0, "1g.10gb"),
+    )
+    assert names(offer("", inventory)) == ["whole", "half", "quarter", "1g.10gb", "cpu"]
+
+
 def test_several_models_give_every_type_its_model(offer) -> None:
     inventory = node(gpu(0, L4, 24 * GIB), gpu(1, L40S, 48 * GIB), gpu(2, H100), gpu(3, L4, None))
     catalogue = offer("", inventory)

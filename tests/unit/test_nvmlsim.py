@@ -23,9 +23,9 @@ import nvmlsim
 from nvmlsim import Fleet, GpuSpec, MigSpec, NvmlCode, SimProcess, UnknownName, layout
 from nvmlsim import build as sim_build
 from nvmlsim.__main__ import main
+from simfleet import A100, H100, L4, three_models
 
 GIB = 1 << 30
-H100, A100, L4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L4"
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    with nvmlsim.demo_fleet(tmp_path / "fleet") as fleet:
+    with three_models(tmp_path / "fleet") as fleet:
         yield fleet
 
 
@@ -969,8 +969,8 @@ def test_a_demo_fleet_goes_on_where_it_was(tmp_path: Path) -> None:
         first.gpu(0).used = 42
         with nvmlsim.demo_fleet(tmp_path / "fleet") as second:
             assert second.gpu(0).used == 42
-            assert [gpu.model for gpu in second.gpus()] == [H100, A100, L4]
-            assert [mig.profile for mig in second.gpu(1).migs()] == [
+            assert [gpu.model for gpu in second.gpus()] == [H100, H100, A100]
+            assert [mig.profile for mig in second.gpu(2).migs()] == [
                 "3g.40gb",
                 "2g.20gb",
                 "1g.10gb",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 from gpuslice.fleet import mig
 from gpuslice.fleet.enforcement import achieved, may_share
@@ -99,8 +101,8 @@ def slice_types(
     """What can be leased on these nodes: exactly the ``[[slice]]`` tables if there are any.
 
     Without tables: whole GPUs, halves and quarters where a share's cap holds (or is simulated), the
-    MIG instances that exist, and ``cpu``. Names are plain while there is one GPU model
-    (``quarter``), else they end in the model (``quarter-h100-80gb``). No inventory: nothing.
+    MIG instances that exist, and ``cpu``. A name is plain while one GPU model offers it
+    (``quarter``), else it ends in the model (``quarter-h100-80gb``). No inventory: nothing.
 
     Raises:
         SettingsError: a ``[[slice]]`` is larger than any device or host. With ``strict=False``, for
@@ -198,41 +200,48 @@ def _configured(entry: SliceSettings, settings: Settings) -> _Draft:
 
 def _derived(settings: Settings, gpus: Sequence[_Gpu]) -> Iterator[_Draft]:
     models = list(dict.fromkeys(gpu.report.model for gpu in gpus))
+    parts = {model: _parts([gpu for gpu in gpus if gpu.report.model == model]) for model in models}
     suffixes = _suffixes(models)
+    offered_by = Counter(part.base for found in parts.values() for part in found)
     for model in models:
-        of_model = [gpu for gpu in gpus if gpu.report.model == model]
-
-        def draft(base: str, kind: SliceKind, model: str = model, **part: int | str) -> _Draft:
-            return _derived_draft(base + suffixes[model], kind, model, settings, **part)
-
-        if any(not gpu.report.mig_enabled for gpu in of_model):
-            yield draft("whole", SliceKind.EXCLUSIVE)
-            yield draft("half", SliceKind.SHARED, share=500)
-            yield draft("quarter", SliceKind.SHARED, share=250)
-        for profile in _profiles(of_model):
-            yield draft(profile, SliceKind.MIG, profile=profile)
-    yield _derived_draft("cpu", SliceKind.CPU, None, settings)
+        for part in parts[model]:
+            suffix = suffixes[model] if offered_by[part.base] > 1 else ""
+            yield _derived_draft(part, part.base + suffix, model, settings)
+    yield _derived_draft(_Part("cpu", SliceKind.CPU), "cpu", None, settings)
 
 
-def _derived_draft(
-    name: str,
-    kind: SliceKind,
-    model: str | None,
-    settings: Settings,
-    share: int | str | None = None,
-    profile: int | str | None = None,
-) -> _Draft:
-    milli = share if isinstance(share, int) else None
-    mig_profile = profile if isinstance(profile, str) else None
+class _Part(NamedTuple):
+    """A way in which a GPU model can be had, and what it is called while one model offers it."""
+
+    base: str
+    kind: SliceKind
+    share_milli: int | None = None
+    profile: str | None = None
+
+
+def _parts(of_model: Sequence[_Gpu]) -> list[_Part]:
+    found = []
+    if any(not gpu.report.mig_enabled for gpu in of_model):
+        found += [
+            _Part("whole", SliceKind.EXCLUSIVE),
+            _Part("half", SliceKind.SHARED, share_milli=500),
+            _Part("quarter", SliceKind.SHARED, share_milli=250),
+        ]
+    return found + [
+        _Part(profile, SliceKind.MIG, profile=profile) for profile in _profiles(of_model)
+    ]
+
+
+def _derived_draft(part: _Part, name: str, model: str | None, settings: Settings) -> _Draft:
     return _Draft(
         SliceType(
             name=name,
-            title=_title(kind, model, mig_profile, milli),
-            kind=kind,
+            title=_title(part.kind, model, part.profile, part.share_milli),
+            kind=part.kind,
             model=model,
             memory_bytes=None,
-            share_milli=milli,
-            mig_profile=mig_profile,
+            share_milli=part.share_milli,
+            mig_profile=part.profile,
             cpu_milli=0,
             ram_bytes=DERIVED_RAM,
             rate_u_per_hour=0,
@@ -250,9 +259,7 @@ def _profiles(gpus: Iterable[_Gpu]) -> list[str]:
 
 
 def _suffixes(models: Sequence[str]) -> dict[str, str]:
-    """What each model adds to a name: nothing if it is the only one, else ``-h100-80gb``."""
-    if len(models) == 1:
-        return {models[0]: ""}
+    """What each model adds to a name that several offer, as in ``-h100-80gb``."""
     suffixes: dict[str, str] = {}
     for model in models:
         words = re.findall(r"[a-z0-9]+", model.lower())
