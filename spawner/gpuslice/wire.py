@@ -140,6 +140,19 @@ class Inventory(Wire):
     enforcement_ceiling: Enforcement
 
 
+class Use(Wire):
+    """What one lease's processes use of their device now; ``None`` means *not available*.
+
+    ``utilisation_percent`` is of the *slice*: 100 is all that was leased. ``reason`` says in one
+    sentence why a number is missing.
+    """
+
+    sampled_us: Micros
+    memory_used_bytes: Bytes | None = None
+    utilisation_percent: int | None = None
+    reason: str | None = None
+
+
 class ServerReport(Wire):
     """One labelled server, exactly as the engine states it.
 
@@ -160,6 +173,8 @@ class ServerReport(Wire):
     oom: bool = False
     message: str | None = None
     url: str | None = None
+    #: The newest sample of what it uses; None before the first one and for CPU leases.
+    use: Use | None = None
 
 
 class Listing(Wire):
@@ -333,6 +348,8 @@ class LeaseView(Wire):
     cost_u: Money
     writeoff_u: Money
     currency: str
+    #: Live use while it runs, as fresh as the last comparison with the node.
+    use: Use | None = None
 
 
 class Notice(Wire):

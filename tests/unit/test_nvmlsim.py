@@ -156,12 +156,6 @@ def test_without_a_compiler_ziglang_is_used_or_the_remedy_is_named(
         nvmlsim.build_library(tmp_path)
 
 
-def test_ziglang_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ziglang", reason="the dependency group `compiler` is not installed")
-    monkeypatch.setenv("CC", f"'{sys.executable}' -m ziglang cc")
-    assert ctypes.CDLL(str(nvmlsim.build_library(tmp_path))).nvmlsimStateSize()
-
-
 # -- what is written is what is read ---------------------------------------------------------------
 
 

@@ -59,6 +59,8 @@ class Broker:
         self._draining: str | None = None
         self.errors = stats.Errors()
         self._reconciled_us: int | None = None
+        #: What each lease's server uses, from the last list; live numbers need no database.
+        self._uses: dict[str, wire.Use] = {}
         timing = settings.timing
         self._timing = reconcile.Timing(
             heartbeat_us=int(timing.heartbeat_s * 1e6),
@@ -188,6 +190,7 @@ class Broker:
                     s, listing, asked_us=asked, now=now, timing=self._timing, rules=self._billing
                 )
             )
+            self._uses = {r.lease_id: r.use for r in listing.servers if r.use is not None}
             self._judge_node(listing, todo)
             await self._carry_out(todo)
             self._reconciled_us = now_us()
@@ -406,7 +409,11 @@ class Broker:
 
     def _view(self, session: Session, lease: Lease) -> wire.LeaseView:
         return views.lease_view(
-            session, lease, currency=self._settings.currency, timezone=self._settings.timezone
+            session,
+            lease,
+            currency=self._settings.currency,
+            timezone=self._settings.timezone,
+            use=self._uses.get(lease.id),
         )
 
     async def lease(self, lease_id: str) -> wire.LeaseView | None:
@@ -446,6 +453,7 @@ class Broker:
                 lambda s: views.me(
                     s, user, server, currency=self._settings.currency,
                     timezone=self._settings.timezone, simulated=simulated, now=now_us(),
+                    uses=self._uses,
                 )
             )
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -20,7 +20,14 @@ from gpuslice.placement import FleetSnapshot, NoPlace, capacity, place
 from gpuslice.quotas.policies import CONCURRENT_SLICES, limit_for
 
 
-def lease_view(session: Session, lease: Lease, *, currency: str, timezone: str) -> wire.LeaseView:
+def lease_view(
+    session: Session,
+    lease: Lease,
+    *,
+    currency: str,
+    timezone: str,
+    use: wire.Use | None = None,
+) -> wire.LeaseView:
     """One lease with what it costs so far."""
     known = rates(session, lease.price_list, lease.slice_type)
     rate = rate_at(known, lease.covered_us or lease.granted_us)
@@ -37,7 +44,7 @@ def lease_view(session: Session, lease: Lease, *, currency: str, timezone: str) 
         stop_requested_us=lease.stop_requested_us, stop_reason=lease.stop_reason,
         end_reason=lease.end_reason, exit_code=lease.exit_code,
         rate_u_per_hour=rate.rate_u_per_hour, cost_u=user, writeoff_u=writeoff,
-        currency=currency,
+        currency=currency, use=use,
     )  # fmt: skip
 
 
@@ -144,7 +151,7 @@ def _simulated(fleet: FleetSnapshot, offered: SliceType) -> bool:
 
 def me(
     session: Session, user: str, server: str | None, *, currency: str, timezone: str,
-    simulated: bool, now: int,
+    simulated: bool, now: int, uses: Mapping[str, wire.Use],
 ) -> wire.Me:  # fmt: skip
     """A user's own live leases (one server's only, for a notebook) and their limit."""
     query = sa.select(Lease).where(Lease.user_name == user, Lease.state.in_(LIVE_STATES))
@@ -156,7 +163,10 @@ def me(
     return wire.Me(
         user=user, server=server, leases_limit=limit.value, currency=currency,
         simulated=simulated, now_us=now,
-        leases=[lease_view(session, row, currency=currency, timezone=timezone) for row in rows],
+        leases=[
+            lease_view(session, row, currency=currency, timezone=timezone, use=uses.get(row.id))
+            for row in rows
+        ],
     )  # fmt: skip
 
 
