@@ -352,6 +352,63 @@ class LeaseView(Wire):
     use: Use | None = None
 
 
+class BillLine(Wire):
+    """One segment of a lease as its bill shows it: a time, a price, who pays, how much."""
+
+    from_us: Micros
+    til_us: Micros
+    rate_u_per_hour: Money
+    payer: Literal["user", "writeoff"]
+    amount_u: Money
+    #: The entry that paid it; None for a free one.
+    entry_id: int | None
+
+
+class Bill(Wire):
+    """A lease with all its closed segments; what runs since the last one is in the lease's cost."""
+
+    lease: LeaseView
+    lines: list[BillLine]
+
+
+class LimitView(Wire):
+    """How many leases somebody may hold at a time; ``value`` None is *unlimited*.
+
+    ``name`` is the user or the group (each member of it); None for everybody's default.
+    ``version`` names this very setting: an edit of another one is refused.
+    """
+
+    scope: Literal["default", "user", "group_member"]
+    name: str | None
+    value: int | None
+    version: int
+    since_us: Micros
+    actor: str
+
+
+class SetLimit(Wire):
+    """Changes a limit. ``version`` is the one that was read, None for a new limit."""
+
+    scope: Literal["default", "user", "group_member"]
+    name: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    value: Annotated[int, Field(ge=0, le=1_000_000)] | None
+    version: int | None
+    reason: Reason
+
+
+class AuditRow(Wire):
+    """One administrative act: who, what, on what, when and why."""
+
+    id: int
+    at_us: Micros
+    actor: str
+    action: str
+    subject: str
+    before: str | None
+    after: str | None
+    reason: str | None
+
+
 class Notice(Wire):
     """Something the service wants the user of a lease to know."""
 

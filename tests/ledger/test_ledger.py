@@ -17,6 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from fakenode import GIB
+from gpuslice import wire
 from gpuslice.broker import meter
 from gpuslice.broker.verify import cli_verify
 from gpuslice.errors import Refused
@@ -25,7 +26,7 @@ from gpuslice.ledger.database import Database, LedgerError, make_engine, sqlite_
 from gpuslice.ledger.prices import set_price
 from gpuslice.ledger.tables import Base
 from gpuslice.units import now_us
-from ledgerworld import World, sqlite_ledger
+from ledgerworld import World, sqlite_ledger, world_settings
 
 FACTS = ("entry", "segment", "price", "audit")
 
@@ -260,3 +261,79 @@ def test_the_command_verifies_and_refuses_what_is_no_ledger(
     assert cli_verify(database_url) == []
     with pytest.raises(LedgerError, match="not a gpuslice ledger"):
         cli_verify(sqlite_url(tmp_path / "empty.sqlite"))
+
+
+# --- what administrators change -----------------------------------------------------------------
+
+
+def set_limit(world: World, value: int | None, **more: object) -> wire.LimitView:
+    body = {"scope": "default", "value": value, "version": None, "reason": "a test"} | more
+    return world.do(world.live().set_limit(wire.SetLimit.model_validate(body), "root"))
+
+
+def test_limits_are_versioned_audited_and_hold(world: World) -> None:
+    default = world.do(world.live().limits())[0]
+    assert (default.scope, default.value) == ("default", None)
+    set_limit(world, 1, version=default.version)
+    with pytest.raises(Refused, match="somebody else"):
+        set_limit(world, 5, version=default.version)
+    world.grant("alice", "quarter")
+    with pytest.raises(Refused, match="1 slice at a time") as refused:
+        world.grant("alice", "quarter", "two")
+    assert refused.value.refusal.reason == "leases-limit"
+    set_limit(world, 2, scope="user", name="alice")
+    world.grant("alice", "quarter", "two")
+    rows = world.do(world.live().audit(10, None))
+    assert [(row.actor, row.reason, row.after) for row in rows[:2]] == [
+        ("root", "a test", "2"),
+        ("root", "a test", "1"),
+    ]
+    assert world.problems() == []
+
+
+def test_a_restart_changes_no_limit(world: World) -> None:
+    default = world.do(world.live().limits())[0]
+    set_limit(world, 3, version=default.version)
+    world.restart()
+    assert world.do(world.live().limits())[0].value == 3
+    world.settings = world_settings(limits={"leases_per_user": 4})
+    world.restart()
+    assert world.do(world.live().limits())[0].value == 4
+
+
+def test_the_most_generous_group_counts_and_ones_own_limit_before_it(world: World) -> None:
+    default = world.do(world.live().limits())[0]
+    set_limit(world, 0, version=default.version)
+    set_limit(world, 1, scope="group_member", name="course")
+    set_limit(world, 2, scope="group_member", name="lab")
+
+    def may(groups: list[str], server: str) -> bool:
+        request = world.request("alice", "cpu", server).model_copy(update={"groups": groups})
+        try:
+            world.do(world.live().grant(request))
+        except Refused:
+            return False
+        return True
+
+    assert not may([], "a")
+    assert may(["course"], "a")
+    assert not may(["course"], "b")
+    assert may(["course", "lab"], "b")
+    assert not may(["course", "lab"], "c")
+    set_limit(world, None, scope="user", name="alice")
+    assert may([], "c")
+    me = world.do(world.live().me("bob", None, ["course", "lab"]))
+    assert me.leases_limit == 2
+
+
+def test_a_bill_lists_every_segment_with_its_entry(world: World) -> None:
+    lease_id = a_bill(world)
+    bill = world.do(world.live().bill(lease_id))
+    assert bill is not None
+    user = [line for line in bill.lines if line.payer == "user"]
+    assert sum(line.amount_u for line in user) == bill.lease.cost_u > 0
+    assert sum(line.amount_u for line in bill.lines) == bill.lease.cost_u + bill.lease.writeoff_u
+    assert all(line.entry_id for line in bill.lines if line.amount_u)
+    assert bill.lines[0].from_us == bill.lease.started_us
+    assert bill.lines[-1].til_us == bill.lease.finished_us
+    assert world.do(world.live().bill("0" * 32)) is None

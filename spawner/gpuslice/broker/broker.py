@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from sqlalchemy.orm import Session
 
 from gpuslice import wire
-from gpuslice.broker import devices, grant, lifecycle, meter, reconcile, reconciler, stats, views
+from gpuslice.broker import (
+    admin,
+    devices,
+    grant,
+    lifecycle,
+    meter,
+    reconcile,
+    reconciler,
+    stats,
+    views,
+)
 from gpuslice.broker.states import OVER
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
@@ -96,10 +106,8 @@ class Broker:
         self._epoch = await self._db.awrite(lambda s: meter.acquire(s, now=now_us()))
         limit = self._settings.limits.leases_per_user
         await self._write(
-            lambda s, now: policies.set_limit(
-                s, "default", None, policies.CONCURRENT_SLICES, limit, actor="settings", now=now,
-            )
-        )  # fmt: skip
+            lambda s, now: policies.follow_settings(s, policies.CONCURRENT_SLICES, limit, now=now)
+        )
         await self._first_inventory()
 
     async def _first_inventory(self) -> None:
@@ -445,8 +453,8 @@ class Broker:
 
         return await self._serve(self._db.aread(work))
 
-    async def me(self, user: str, server: str | None) -> wire.Me:
-        """A user's live leases and limit."""
+    async def me(self, user: str, server: str | None, groups: Sequence[str] = ()) -> wire.Me:
+        """A user's live leases, and the limit that the user's own and groups' policies give."""
         simulated = self._inventory.simulated if self._inventory else False
         return await self._serve(
             self._db.aread(
@@ -454,6 +462,7 @@ class Broker:
                     s, user, server, currency=self._settings.currency,
                     timezone=self._settings.timezone, simulated=simulated, now=now_us(),
                     uses=self._uses,
+                    groups=groups,
                 )
             )
         )  # fmt: skip
@@ -495,6 +504,38 @@ class Broker:
             if view.state in (wire.LeaseState.RUNNING, wire.LeaseState.STOPPING):
                 await self._quietly(self._stop_server(view.lease_id))
         return len(live)
+
+    async def bill(self, lease_id: str) -> wire.Bill | None:
+        """A lease with its segments and the entries that paid them."""
+
+        def work(session: Session) -> wire.Bill | None:
+            lease = session.get(Lease, lease_id)
+            if lease is None:
+                return None
+            lines = admin.bill_lines(session, lease_id)
+            return wire.Bill(lease=self._view(session, lease), lines=lines)
+
+        return await self._serve(self._db.aread(work))
+
+    async def limits(self) -> list[wire.LimitView]:
+        """All limits on leases that hold now."""
+        return await self._serve(self._db.aread(admin.limits))
+
+    async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
+        """Change a limit from now on; running servers go on.
+
+        Raises:
+            Refused: somebody else changed it in the meantime, or it names nobody.
+        """
+        return await self._serve(
+            self._write(lambda s, now: admin.set_limit(s, body, actor=actor, now=now))
+        )
+
+    async def audit(self, limit: int, before: int | None) -> list[wire.AuditRow]:
+        """The newest administrative acts."""
+        return await self._serve(
+            self._db.aread(lambda s: admin.audit(s, limit=limit, before=before))
+        )
 
     # --- for operators -----------------------------------------------------------------------
 

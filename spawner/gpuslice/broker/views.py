@@ -152,6 +152,7 @@ def _simulated(fleet: FleetSnapshot, offered: SliceType) -> bool:
 def me(
     session: Session, user: str, server: str | None, *, currency: str, timezone: str,
     simulated: bool, now: int, uses: Mapping[str, wire.Use],
+    groups: Sequence[str] = (),
 ) -> wire.Me:  # fmt: skip
     """A user's own live leases (one server's only, for a notebook) and their limit."""
     query = sa.select(Lease).where(Lease.user_name == user, Lease.state.in_(LIVE_STATES))
@@ -159,7 +160,7 @@ def me(
         query = query.where(Lease.server_name == server)
     rows = session.scalars(query.order_by(Lease.granted_us))
     account_id = accounts.find(session, accounts.HUB_USER, user)
-    limit = limit_for(session, account_id or 0, (), CONCURRENT_SLICES)
+    limit = limit_for(session, account_id or 0, groups, CONCURRENT_SLICES)
     return wire.Me(
         user=user, server=server, leases_limit=limit.value, currency=currency,
         simulated=simulated, now_us=now,

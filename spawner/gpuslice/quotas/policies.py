@@ -14,6 +14,8 @@ from gpuslice.ledger.tables import Audit, QuotaPolicy
 
 #: How many leases one account may hold at a time, of any slice type.
 CONCURRENT_SLICES = "concurrent_slices"
+#: The actor of what came from gpuslice.toml.
+SETTINGS = "settings"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,21 @@ def set_limit(
     )  # fmt: skip
     session.flush()
     return True
+
+
+def follow_settings(session: Session, kind: str, value: int | None, *, now: int) -> None:
+    """Make the configured default hold if the configuration has changed since it was last read.
+
+    A default that an administrator has set since then stands: a restart changes no limit.
+    """
+    configured = session.scalar(
+        sa.select(QuotaPolicy)
+        .where(QuotaPolicy.slot == _slot("default", None, kind), QuotaPolicy.actor == SETTINGS)
+        .order_by(QuotaPolicy.id.desc())
+        .limit(1)
+    )
+    if configured is None or configured.limit_value != value:
+        set_limit(session, "default", None, kind, value, actor=SETTINGS, now=now)
 
 
 def limit_for(session: Session, account_id: int, groups: Sequence[str], kind: str) -> Limit:
