@@ -19,6 +19,7 @@ import requests
 
 from gpuslice.cli.ledger import problems
 from gpuslice.cli.secrets import read_secret
+from nvmlsim import Fleet, GpuSpec
 
 HERE = Path(__file__).parent
 PATIENCE_S = 60.0
@@ -35,7 +36,7 @@ leases_per_user = 3
 reconcile_s = 0.5
 heartbeat_s = 1
 hold_horizon_s = 10
-start_timeout_s = 30
+start_timeout_s = 20
 stop_grace_s = 2
 node_stop_after_s = 3
 [[slice]]
@@ -93,7 +94,7 @@ class Platform:
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = folder / "up.log"
         self._up: subprocess.Popen[bytes] | None = None
-        self._hub_config = None if real_notebooks else HERE / "hub_under_test.py"
+        self._hub_config = None if real_notebooks else HERE / "crashing_hub.py"
         self._token = ""
 
     # --- gpuslice up ------------------------------------------------------------------------
@@ -107,10 +108,19 @@ class Platform:
         ]  # fmt: skip
 
     def launch(self) -> None:
+        self._make_fleet()
         with self.output.open("ab") as out:
             self._up = subprocess.Popen(
                 self.command(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
+
+    def _make_fleet(self) -> None:
+        """GPUs of the tests' own, so that the demo's may change: one of each kind."""
+        path = self.state / "nvmlsim" / "fleet"
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True)
+            models = [GpuSpec("NVIDIA H100 80GB HBM3"), GpuSpec("NVIDIA L4")]
+            Fleet.create(path, models).close()
 
     def start(self) -> None:
         """Start it and wait until it says that it runs."""

@@ -329,12 +329,14 @@ def test_configure_adds_to_what_is_there(state: Path) -> None:
     c.JupyterHub.extra_user_scopes.add("read:hub")
     c.JupyterHub.custom_scopes = {"custom:mine": {"description": "x"}}
     c.JupyterHub.cleanup_servers = False
+    c.JupyterHub.template_paths = ["/mine"]
     c.Authenticator.admin_users = {"root"}
     c.GenericOAuthenticator.admin_users.add("boss")
     c.Spawner.start_timeout = 300
     configure(c, state=state, admins=["ada"], admin_groups=["ops"])
     hub = c.JupyterHub
     assert [one["name"] for one in hub.services] == ["culler", "gpuslice"]
+    assert hub.template_paths[0] == "/mine" and len(hub.template_paths) == 2
     assert [one["name"] for one in hub.load_roles] == ["mine", "gpuslice-service", "gpuslice-admin"]
     assert hub.load_roles[2]["users"] == ["ada", "boss", "root"]
     assert hub.load_roles[2]["groups"] == ["ops"]

@@ -61,10 +61,7 @@ def assert_same_server(platform: Platform, user: str, lease_id: str, pid: int) -
     assert lease is not None
     assert (lease["lease_id"], lease["state"]) == (lease_id, "running")
     assert platform.server_pid(lease_id) == pid
-    answer = until(
-        "the proxy has its route", lambda: ask(f"{platform.url}/user/{user}/api") or None
-    )
-    assert answer == str(pid)
+    until("the proxy leads to it", lambda: ask(f"{platform.url}/user/{user}/api") == str(pid))
 
 
 def ask(url: str) -> str:
@@ -99,6 +96,24 @@ def test_3_created_and_nothing_saved(platform: Platform, user: str) -> None:
     lease = platform.lease(user)
     assert lease is not None
     assert lease["state"] == "running"
+    assert_same_server(platform, user, lease["lease_id"], platform.server_pid(lease["lease_id"]))
+
+
+def test_3_created_and_the_service_comes_back_after_the_hub(platform: Platform, user: str) -> None:
+    hub = platform.crash_at("created_not_returned")
+    ask_quietly(platform, user, "POST")
+    until("the hub has died", lambda: not alive(hub))
+    platform.switch("service", on=False)
+    try:
+        # The new hub asks for the lease of a server that it has no state of, and asks again.
+        until("the new hub looks", lambda: platform.pid("hub") != hub)
+        until("a hub answers", platform._answers)
+        assert (platform.server(user) or {}).get("pending") == "check"
+    finally:
+        platform.switch("service", on=True)
+    platform.wait_ready(user)
+    lease = platform.lease(user)
+    assert lease is not None
     assert_same_server(platform, user, lease["lease_id"], platform.server_pid(lease["lease_id"]))
 
 

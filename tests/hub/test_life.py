@@ -256,6 +256,21 @@ def test_progress_tells_what_a_start_is_doing(platform: Platform) -> None:
     platform.stop_server("watch")
 
 
+def test_the_stop_button_of_a_starting_server_is_about_that_server(platform: Platform) -> None:
+    browser = platform.login("pending")
+    home = platform.state / "homes" / "pending"
+    home.mkdir(exist_ok=True)
+    (home / "never-answer").touch()
+    answer = platform.ask_to_spawn("pending", {"slice": "cpu"}, "mine")
+    assert answer.status_code == 202
+    page = browser.get("/hub/spawn-pending/pending/mine").text
+    found = re.search(r'const server = "([^"]+)";', page)
+    assert found
+    assert found[1] == "/hub/api/users/pending/servers/mine"
+    assert browser.api("DELETE", found[1].removeprefix("/hub/api/")).status_code in (202, 204)
+    until("nothing is left of it", lambda: platform.lease("pending", "mine") is None)
+
+
 def test_the_limit_is_named(platform: Platform) -> None:
     for name in ("a", "b", "c"):
         platform.spawn("greedy", "cpu", name)
@@ -278,10 +293,24 @@ def test_a_server_that_ends_while_starting_says_why_and_keeps_nothing(platform: 
     else:
         assert answer.status_code == 500
         message = answer.json()["message"]
-    assert "exit code 3" in message
-    assert "of this user is full" in message
+    # Its own last words too, if the reconciler has not put everything away already.
+    assert "exit code 3" in message or "exited with code 3" in message
+    assert "<b>" not in message
     until("the slice is free again", lambda: platform.free("whole") == 1)
     assert platform.lease("broken") is None
+
+
+def test_a_start_that_takes_too_long_says_so_and_keeps_nothing(platform: Platform) -> None:
+    platform.add_user("slow")
+    home = platform.state / "homes" / "slow"
+    home.mkdir(exist_ok=True)
+    (home / "never-answer").write_text("waiting for a disk")
+    assert platform.ask_to_spawn("slow", {"slice": "whole"}).status_code == 202
+    until("the start was given up", lambda: platform.server("slow") is None)
+    message = platform.rest("GET", "users/slow/server/progress").text
+    assert "not get ready in time" in message
+    assert "waiting for a disk" in message
+    until("the slice is free again", lambda: platform.free("whole") == 1)
 
 
 def test_another_users_server_is_not_startable(platform: Platform) -> None:

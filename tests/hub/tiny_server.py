@@ -24,6 +24,8 @@ if __name__ == "__main__":
         sys.stderr.write("the <b>disk</b> of this user is full\n")
         sys.exit(3)
     if (Path.home() / "never-answer").exists():
+        sys.stderr.write(f"{(Path.home() / 'never-answer').read_text()}\n")
+        sys.stderr.flush()
         signal.pause()
     url = urllib.parse.urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     ThreadingHTTPServer((url.hostname, url.port), Handler).serve_forever()

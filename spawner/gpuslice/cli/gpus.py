@@ -12,14 +12,15 @@ from gpuslice.cli.trouble import Trouble
 #: Asked in a process of its own: a broken driver may hang or crash whoever opens it.
 _PROBE = """
 import sys
-import pynvml
+from gpuslice.nvml import Nvml, NvmlUnavailable
 try:
-    pynvml.nvmlInit()
-    count = pynvml.nvmlDeviceGetCount()
-except pynvml.NVMLError as error:
-    sys.exit(f"NVML says: {error}")
-if count == 0:
-    sys.exit("NVML lists no GPU")
+    with Nvml.open() as nvml:
+        if nvml.simulated:
+            sys.exit("the NVML library that is found is the simulated one")
+        if not nvml.devices():
+            sys.exit("NVML lists no GPU")
+except NvmlUnavailable as error:
+    sys.exit(str(error))
 """
 _PROBE_S = 30.0
 

@@ -30,6 +30,8 @@ def main(root: str, name: str) -> None:
         env[variable] = (state / "secrets" / file).read_text(encoding="ascii").strip()
     _write_pid(state / "run" / f"{name}.pid")
     os.chdir(state)
+    # Ledger, logs and sockets are nobody else's, even in a data folder that others can enter.
+    os.umask(0o077)
     argv = spec["argv"]
     os.execvpe(argv[0], argv, env)
 

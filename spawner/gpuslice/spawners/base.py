@@ -42,6 +42,8 @@ _OVER = (LeaseState.SETTLED, LeaseState.ENDED, LeaseState.CANCELLED)
 _IN_THE_WAY = ("already-leased", "previous-session-ending")
 #: The hub waits this long between cancelling a start and stopping the server itself.
 _HUB_WAITS_AFTER_CANCEL_S = 1.0
+#: Our own time limit of a start ends so much before the hub's ``start_timeout``.
+_BEFORE_THE_HUB_S = 3.0
 _LOOK_AGAIN_S = 0.2
 _LOG_LINES_SHOWN = 5
 _LOG_CHARS_SHOWN = 600
@@ -104,10 +106,11 @@ class GpuSpawner(Spawner):
     ).tag(config=True)
 
     patience_s = Float(
-        60.0,
+        300.0,
         help="""
-        How many seconds the hub keeps asking, when it starts or stops a server's record, while
-        neither the service nor the node answers. A server is never taken for stopped meanwhile.
+        How many seconds a stop, or the search for a server after a crash of the hub, goes on
+        while nobody who could know answers. Meanwhile the server is never taken for stopped;
+        the hub and everybody else's servers do not wait for it.
         """,
     ).tag(config=True)
 
@@ -241,7 +244,7 @@ class GpuSpawner(Spawner):
         self._board = ProgressBoard()
         self._starting, self._lease_asked = True, False
         try:
-            return await self._start()
+            return await self._start_in_time()
         except BaseException as error:
             # BaseException: the Stop button and the start timeout arrive as CancelledError.
             await self._give_back(error)
@@ -252,6 +255,20 @@ class GpuSpawner(Spawner):
         finally:
             self._starting = False
             self._board.close()
+
+    async def _start_in_time(self) -> str:
+        """Give up before the hub does: its own timeout has no words for the user."""
+        try:
+            async with asyncio.timeout(max(1.0, self.start_timeout - _BEFORE_THE_HUB_S)):
+                return await self._start()
+        except TimeoutError:
+            raise await self._too_late() from None
+
+    async def _too_late(self) -> SpawnRefused:
+        text = "The server did not get ready in time"
+        if self.lease_id is not None:
+            text += await self._last_words(self.lease_id)
+        return SpawnRefused(text, reason="start-timeout", status_code=504)
 
     async def _start(self) -> str:
         if not self.slice_name:
@@ -306,20 +323,32 @@ class GpuSpawner(Spawner):
         """Wait for the server to listen; the hub's start timeout bounds it."""
         told = False
         while True:
-            try:
-                report = await self.engine_report(lease_id)
-            except EngineUnavailable:
-                # It was started; whether it still runs is not known, so neither is its end.
-                report = None
-            if report is not None and report.state is ServerState.EXITED:
-                raise await self._exited(report)
-            if report is not None and report.state is ServerState.RUNNING:
-                if await _listens(url):
-                    return
-                if not told:
-                    self._board.say(60, "The server's process runs; waiting for it to answer")
-                    told = True
+            match await self._started(lease_id):
+                case ServerReport(state=ServerState.EXITED) as report:
+                    raise await self._exited(report)
+                case ServerReport(state=ServerState.RUNNING):
+                    if await _listens(url):
+                        return
+                    if not told:
+                        self._board.say(60, "The server's process runs; waiting for it to answer")
+                        told = True
             await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _started(self, lease_id: str) -> ServerReport | None:
+        """What became of a server that was started; None while that is not known.
+
+        Raises:
+            SpawnRefused: it has ended, and so thoroughly that the engine has forgotten it.
+        """
+        try:
+            report = await self.engine_report(lease_id)
+            lease = None if report is not None else await self.service().get(lease_id)
+        except (EngineUnavailable, ServiceUnavailable, ServiceRefused):
+            return None
+        if lease is not None and lease.state in _OVER:
+            text = f"The server ended while starting: {lease.end_reason or 'nobody knows why'}"
+            raise SpawnRefused(text, reason="server-exited", status_code=500)
+        return report
 
     async def _exited(self, report: ServerReport) -> SpawnRefused:
         """Why a server ended before it was ready, in words for its user."""
@@ -331,10 +360,12 @@ class GpuSpawner(Spawner):
             text = f"The server ended while starting, with exit code {report.exit_code}"
         if report.message:
             text += f": {report.message}"
-        lines = (await self.engine_log_tail(report.lease_id))[-_LOG_LINES_SHOWN:]
-        if lines:
-            text += f". It wrote last: {' / '.join(lines)[-_LOG_CHARS_SHOWN:]}"
+        text += await self._last_words(report.lease_id)
         return SpawnRefused(text, reason="server-exited", status_code=500)
+
+    async def _last_words(self, lease_id: str) -> str:
+        lines = (await self.engine_log_tail(lease_id))[-_LOG_LINES_SHOWN:]
+        return f". It wrote last: {' / '.join(lines)[-_LOG_CHARS_SHOWN:]}" if lines else ""
 
     # --- giving a lease back after a start that failed ----------------------------------------
 
@@ -343,7 +374,7 @@ class GpuSpawner(Spawner):
         if not self._lease_asked:
             return
         cancelled = isinstance(error, asyncio.CancelledError)
-        reason = "start cancelled or timed out" if cancelled else f"start failed: {error}"
+        reason = "start cancelled or timed out" if cancelled else f"start failed: {_words(error)}"
         # A task of its own: cancelling the start again does not cancel this.
         self._cleanup = asyncio.create_task(self._clean_up(reason[:500]))
         # After a cancel the hub soon calls stop(), which waits for the rest of it.
@@ -584,6 +615,12 @@ def _as_refusal(error: BaseException) -> SpawnRefused | None:
                 status_code=503,
             )
     return None
+
+
+def _words(error: BaseException) -> str:
+    """An error for the record; the ``str`` of the hub's exceptions is for programs."""
+    said = error.jupyterhub_message if isinstance(error, SpawnRefused) else str(error)
+    return said or type(error).__name__
 
 
 def _exit_status(report: ServerReport) -> int | None:

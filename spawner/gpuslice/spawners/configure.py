@@ -29,6 +29,7 @@ from gpuslice.spawners.builders import (
 #: Used where ``configure`` is not told: set by ``gpuslice up`` for the hub that it starts.
 STATE_VARIABLE = "GPUSLICE_STATE"
 CONFIG_VARIABLE = "GPUSLICE_CONFIG"
+_TEMPLATES = Path(__file__).parent / "templates" / "hub"
 _SPAWNER = "gpuslice.spawners.LocalGpuSpawner"
 
 CUSTOM_SCOPES: Mapping[str, Mapping[str, Any]] = {
@@ -90,6 +91,8 @@ def configure(
     _merge_dict(hub, "custom_scopes", {key: dict(value) for key, value in CUSTOM_SCOPES.items()})
     _add_to_set(hub, "extra_user_scopes", (SCOPE_ACCESS, f"{SCOPE_LEASE}!user"))
     _add_named(hub, "services", [service_entry(settings, service_token)])
+    # Last, so that templates of the administrator's win.
+    hub["template_paths"] = [*(_given(hub, "template_paths") or ()), str(_TEMPLATES)]
     people = {"users": [*_admin_users(c), *admins], "groups": [*admin_groups]}
     _add_named(hub, "load_roles", roles(people))
 

@@ -48,6 +48,6 @@ c.Spawner.poll_interval = 1
 c.Spawner.poll_jitter = 0
 c.JupyterHub.last_activity_interval = 2
 c.Spawner.http_timeout = 20
-c.GpuSpawner.patience_s = 10
+c.GpuSpawner.patience_s = 60
 # A start that does not get ready is answered early, so that it can be cancelled.
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 3}
