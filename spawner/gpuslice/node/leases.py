@@ -46,6 +46,13 @@ class Devices(Protocol):
         """
 
 
+class Uses(Protocol):
+    """What leases need to know of what their servers use."""
+
+    def of(self, lease_id: str) -> wire.Use | None:
+        """The newest sample, at once; None when there is none of now."""
+
+
 class Leases:
     """All leases of this node. What is true is on the disk and in ``/proc``; nothing is cached."""
 
@@ -55,6 +62,7 @@ class Leases:
         store: Store,
         launcher: Launcher,
         devices: Devices,
+        uses: Uses,
         simulation: Simulation | None = None,
     ) -> None:
         self.node_id = node_id
@@ -62,6 +70,7 @@ class Leases:
         self.memory = hunt.Memory()
         self._launcher = launcher
         self._devices = devices
+        self._uses = uses
         self._simulation = simulation
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,7 +94,7 @@ class Leases:
             boot_id=boot_id(),
             now_us=now,
             boottime_us=boottime,
-            servers=[server for one in seen if (server := report(one)) is not None],
+            servers=[server for one in seen if (server := self._report(one)) is not None],
             slices=[one.lease.lease_id for one in seen if one.marker in startable],
         )
 
@@ -109,7 +118,13 @@ class Leases:
     async def server(self, lease_id: str) -> wire.ServerReport | None:
         """One server as the list would state it."""
         seen = await self._observe(lease_id)
-        return report(seen) if seen is not None else None
+        return self._report(seen) if seen is not None else None
+
+    def _report(self, seen: Observation) -> wire.ServerReport | None:
+        server = report(seen)
+        if server is None or server.state is not wire.ServerState.RUNNING:
+            return server
+        return server.model_copy(update={"use": self._uses.of(server.lease_id)})
 
     async def log_tail(self, lease_id: str, lines: int) -> str | None:
         """The last lines of a server's output; None for an unknown lease."""

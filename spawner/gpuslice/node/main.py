@@ -18,6 +18,7 @@ from gpuslice.node.launch import Launcher
 from gpuslice.node.leases import Leases
 from gpuslice.node.server import serve
 from gpuslice.node.store import StateInUseError, Store
+from gpuslice.node.use import UseSampler
 
 log = logging.getLogger("gpuslice.node")
 
@@ -78,11 +79,13 @@ async def _run(chosen: argparse.Namespace, state: Path, store: Store) -> None:
     simulated = simulation is not None
     devices = NvmlDevices(chosen.node_id, chosen.engine, chosen.nvml, simulated=simulated)
     launcher = Launcher(chosen.service_url, chosen.token_file.resolve(), chosen.patience)
-    leases = Leases(chosen.node_id, store, launcher, devices, simulation)
+    uses = UseSampler(store, chosen.nvml)
+    leases = Leases(chosen.node_id, store, launcher, devices, uses, simulation)
     if simulation is not None:
         demo = Demo(simulation.state, store)
         devices.before_check = demo.refresh
         demo.start()
+    uses.start()
     await serve(state, leases, devices)
 
 
