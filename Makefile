@@ -57,5 +57,5 @@ lock: ## write requirements/*.txt anew (LOCK_ARGS=--upgrade moves the versions)
 clean: ## remove what was built; .run, the demo's accounts and files, stays
 	rm -rf .venv node_modules .tools build dist .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis docs/_build test-artifacts
-	@find spawner tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find spawner images tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 	@if [ -d .run ]; then echo "Kept .run (accounts, leases, files of the demo); remove it with: rm -r .run"; fi

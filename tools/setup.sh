@@ -118,12 +118,24 @@ install_lock() { # install_lock NAME HOW-LONG: the packages of requirements/NAME
     printf '%s' "$mark" >".venv/.stamp-$1"
 }
 
+install_torch() { # the CPU build is not on PyPI: where pip finds none, the tests that want it skip
+    mark=$(fingerprint requirements/torch.txt)
+    if fresh .venv/.stamp-torch "$mark"; then return; fi
+    say "Looking for PyTorch's CPU build (200 MB)"
+    if "$python" -m pip install --progress-bar off --require-hashes -r requirements/torch.txt \
+        >"$log" 2>&1; then
+        printf '%s' "$mark" >.venv/.stamp-torch
+    else
+        say "    pip finds none; the tests that train with it will be skipped"
+    fi
+}
+
 install_project() { # the checkout itself, editable: what is edited is what runs
-    mark=$(fingerprint pyproject.toml)
+    mark=$(fingerprint pyproject.toml images/starters/pyproject.toml)
     if fresh .venv/.stamp-project "$mark"; then return; fi
-    say "Installing gpuslice from this checkout"
+    say "Installing gpuslice and its starter notebooks from this checkout"
     watched 0 "$python" -m pip install --progress-bar off --no-deps --no-index \
-        --no-build-isolation --editable .
+        --no-build-isolation --editable . --editable images/starters
     printf '%s' "$mark" >.venv/.stamp-project
 }
 
@@ -188,6 +200,7 @@ else
     install_lock test "a minute or two"
     fingerprint requirements/run.txt | tr -d '\n' >.venv/.stamp-run
 fi
+if [ "$what" = test ]; then install_torch; fi
 # There nothing may be skipped, and one test compiles with ziglang.
 if [ "$what" = test ] && [ "${CI:-}" = true ]; then install_lock compiler "100 MB"; fi
 if [ "$what" = dev ]; then install_lock dev "some seconds"; fi

@@ -97,6 +97,7 @@ def test_the_locks_have_what_pyproject_asks_for_and_torch_is_apart() -> None:
             *PYPROJECT["project"]["dependencies"],
             *extras["hub"],
             *groups["notebook"],
+            *groups["starters"],
             *groups["node"],
             *groups["build"],
         ],
