@@ -289,13 +289,15 @@ def test_a_server_that_ends_while_starting_says_why_and_keeps_nothing(platform: 
     answer = platform.ask_to_spawn("broken", {"slice": "whole"})
     if answer.status_code == 202:
         until("the start has failed", lambda: not (platform.server("broken") or {}).get("pending"))
-        message = platform.rest("GET", "users/broken/server/progress").text
     else:
         assert answer.status_code == 500
-        message = answer.json()["message"]
+        assert answer.headers["Content-Type"].startswith("application/json")
+    events = platform.rest("GET", "users/broken/server/progress").text
+    (event,) = [json.loads(line[6:]) for line in events.splitlines() if line[:5] == "data:"]
+    message = event["message"]
     # Its own last words too, if the reconciler has not put everything away already.
     assert "exit code 3" in message or "exited with code 3" in message
-    assert "<b>" not in message
+    assert "<b>" not in event["html_message"]
     until("the slice is free again", lambda: platform.free("whole") == 1)
     assert platform.lease("broken") is None
 
