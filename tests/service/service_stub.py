@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuslice import wire
@@ -74,6 +74,18 @@ def make_offer(**changes: Any) -> wire.Offer:
     return wire.Offer(**(fields | changes))
 
 
+def make_limit(**changes: Any) -> wire.LimitView:
+    fields: dict[str, Any] = {
+        "scope": "default",
+        "name": None,
+        "value": 2,
+        "version": 1,
+        "since_us": now_us(),
+        "actor": "settings",
+    }
+    return wire.LimitView(**(fields | changes))
+
+
 class StubBroker:
     """Leases in a dictionary. ``calls`` records what changed something, in order."""
 
@@ -86,6 +98,13 @@ class StubBroker:
         self.refusal: Refused | None = None
         self.failure: Exception | None = None
         self.database_ok = True
+        self.bills: dict[str, list[wire.BillLine]] = {}
+        self.limit_views = [make_limit()]
+        self.audit_rows: list[wire.AuditRow] = []
+        self.device_views: list[wire.DeviceView] = []
+        #: What the broker would say beyond the rest of its health.
+        self.health_details: dict[str, object] = {}
+        self.leases_limit: int | None = 1
 
     def add(self, view: wire.LeaseView) -> wire.LeaseView:
         self.views[view.lease_id] = view
@@ -160,7 +179,8 @@ class StubBroker:
         following = str(start + limit) if len(found) > start + limit else None
         return found[start : start + limit], following
 
-    async def me(self, user: str, server: str | None) -> wire.Me:
+    async def me(self, user: str, server: str | None, groups: Sequence[str] = ()) -> wire.Me:
+        self.groups = tuple(groups)
         mine = [
             view
             for view in self.views.values()
@@ -170,7 +190,7 @@ class StubBroker:
             user=user,
             server=server,
             leases=mine,
-            leases_limit=1,
+            leases_limit=self.leases_limit,
             currency="EUR",
             simulated=True,
             now_us=now_us(),
@@ -184,14 +204,39 @@ class StubBroker:
         return self._known(lease_id)
 
     async def devices(self) -> list[wire.DeviceView]:
-        return []
+        return self.device_views
+
+    async def bill(self, lease_id: str) -> wire.Bill | None:
+        view = self.views.get(lease_id)
+        return view and wire.Bill(lease=view, lines=self.bills.get(lease_id, []))
+
+    async def limits(self) -> list[wire.LimitView]:
+        return self.limit_views
+
+    async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
+        now = next(
+            (v for v in self.limit_views if (v.scope, v.name) == (body.scope, body.name)), None
+        )
+        if (now and now.version) != body.version:
+            raise Refused("stale-version", "Somebody else changed it.", status=409)
+        self.calls.append(("set_limit", body, actor))
+        new = make_limit(
+            scope=body.scope, name=body.name, value=body.value, actor=actor,
+            version=max((v.version for v in self.limit_views), default=0) + 1,
+        )  # fmt: skip
+        self.limit_views = [v for v in self.limit_views if v is not now] + [new]
+        return new
+
+    async def audit(self, limit: int, before: int | None) -> list[wire.AuditRow]:
+        rows = [row for row in reversed(self.audit_rows) if before is None or row.id < before]
+        return rows[:limit]
 
     async def drain(self, reason: str, actor: str) -> int:
         self.calls.append(("drain", reason, actor))
         return sum(view.state in LIVE for view in self.views.values())
 
     async def health(self) -> Mapping[str, object]:
-        return {"database_ok": self.database_ok, "node_ok": True}
+        return {"database_ok": self.database_ok, "node_ok": True} | self.health_details
 
     async def metrics_snapshot(self) -> Mapping[str, object]:
         return {

@@ -16,6 +16,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -345,6 +346,14 @@ def xsrf_of(page: str) -> str:
     found = re.search(r'name="_xsrf" value="([^"]+)"', page)
     assert found, page
     return found[1]
+
+
+def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    """Poll for what another thread does; the limit is only there to fail instead of hanging."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def wait_until(condition: Any, log: Path, limit_s: float = 90) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import typing
 import uuid
@@ -10,7 +11,7 @@ import uuid
 import httpx
 import pytest
 from service_stub import make_lease
-from service_world import ACCESS, ServiceThread
+from service_world import ACCESS, ServiceThread, until
 
 from gpuslice import wire
 from gpuslice.errors import Refused
@@ -23,6 +24,9 @@ BODIES = {
     "drain": {"reason": "shutdown", "actor": "gpuslice up"},
     "started": {"started_us": 1, "boot_id": "b"},
     "stop": {"reason": "needed elsewhere"},
+    "set_limit": {"scope": "default", "value": 3, "version": 1, "reason": "more users"},
+    "admin_set_limit": {"scope": "default", "value": "3", "version": "1", "reason": "more users"},
+    "admin_stop": {"reason": "needed elsewhere"},
 }
 EVERYTHING = [
     "custom:gpuslice:admin",
@@ -40,11 +44,13 @@ def call(
 ) -> httpx.Response:
     path = route.path.replace("{lease_id}", lease_id)
     query = {"user": "alice"} if route.name == "current" else {}
+    body = BODIES.get(route.name, {}) if route.has_body else None
     return httpx.request(
         route.method,
         f"{service.url}{path}",
         params=query,
-        json=BODIES.get(route.name, {}) if route.has_body else None,
+        json=None if route.is_form else body,
+        data=body if route.is_form else None,
         headers={"Authorization": f"token {token}"} if token else {},
         trust_env=False,
     )
@@ -480,7 +486,13 @@ def test_the_log_has_one_clean_line_and_no_secret(
 ) -> None:
     caplog.set_level("INFO", "gpuslice.service")
     broker(lonely, "GET", "offers", params={"user": "secret-name"})
-    records = [record for record in caplog.records if record.getMessage() == "request"]
+
+    def lines() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.getMessage() == "request"]
+
+    # The answer leaves before its line is written, on the service's thread.
+    until(lambda: bool(lines()))
+    records = lines()
     assert len(records) == 1
     fields = records[0].fields  # type: ignore[attr-defined]
     assert (fields["route"], fields["status"], fields["caller"]) == (

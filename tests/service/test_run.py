@@ -228,6 +228,8 @@ def test_what_is_wrong_is_one_sentence(platform: Platform) -> None:
     assert "service.prot" in platform.fails()
     platform.config.write_text('[service]\npublic_prefix = "/elsewhere/"\n')
     assert "/services/gpuslice/" in platform.fails()
-    platform.config.write_text('[database]\nurl = "sqlite:////nowhere/at/all.sqlite"\n')
+    platform.config.write_text(
+        f'[service]\nport = {platform.port}\n[database]\nurl = "sqlite:////nowhere/at/all.sqlite"\n'
+    )
     assert "nowhere" in platform.fails()
     assert str(platform.state / "secrets") not in platform.log("service").name

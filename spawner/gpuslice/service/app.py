@@ -1,4 +1,4 @@
-"""The tornado application: the route table, the login's callback, the style sheet."""
+"""The tornado application: the route table, the login's callback, static files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gpuslice.service.handlers import (
     StaticHandler,
     log_request,
 )
+from gpuslice.service.look import HUB_STATIC_PATH, STATIC_PATH, Look
 from gpuslice.service.metrics import Metrics
 from gpuslice.service.openapi import build_openapi
-from gpuslice.service.pages import STATIC_PATH, Pages
 from gpuslice.service.ports import Broker
 from gpuslice.service.routes import ROUTES, AnyRoute
 
@@ -31,9 +31,7 @@ def make_app(broker: Broker, config: ServiceConfig) -> Application:
         broker=broker,
         gate=Gate(config),
         metrics=Metrics([route.name for route in ROUTES]),
-        pages=Pages(
-            {"prefix": config.prefix, "hub_home": f"{config.hub_host}{config.hub_prefix}home"}
-        ),
+        look=Look(config),
         openapi=build_openapi(config, _version()),
         prefix=config.prefix,
     )
@@ -47,8 +45,14 @@ def make_app(broker: Broker, config: ServiceConfig) -> Application:
     ]
     specs += [
         URLSpec(f"{prefix}oauth_callback", CallbackHandler, {"parts": parts}),
+        # What the hub's own pages load, from the same package; public there, too.
         URLSpec(
-            rf"{prefix}static/(gpuslice\.css)",
+            rf"{prefix}static/hub/((?:components|css|images|js)/.+|favicon\.ico)",
+            StaticHandler,
+            {"parts": parts, "path": str(HUB_STATIC_PATH)},
+        ),
+        URLSpec(
+            rf"{prefix}static/([a-z]+\.(?:css|js))",
             StaticHandler,
             {"parts": parts, "path": str(STATIC_PATH)},
         ),

@@ -54,6 +54,7 @@ class Access(Enum):
     READ = f"a login, or a token with {SCOPE_LEASE} or {SCOPE_READ_ALL}"
     STOP = f"a login, or a token with {SCOPE_STOP}"
     READ_ALL = f"scope {SCOPE_READ_ALL}"
+    ADMIN = f"scope {SCOPE_ADMIN}"
     METRICS = f"scope {SCOPE_METRICS}"
 
     @property
@@ -72,6 +73,8 @@ class Caller:
     scopes: frozenset[str] = frozenset()
     #: Logged in with a browser (a cookie), not with a token.
     browser: bool = False
+    #: The user's groups, as the hub names them to every token; limits may hang on them.
+    groups: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -150,6 +153,8 @@ class Caller:
                 return self.browser or self.is_admin or self._names(SCOPE_STOP)
             case Access.READ_ALL:
                 return self.reads_all
+            case Access.ADMIN:
+                return self.is_admin
             case Access.METRICS:
                 return self.has(SCOPE_METRICS)
             case _:
@@ -279,7 +284,12 @@ class Gate:
         if model is None:
             raise Refused("login-needed", "This needs a login, or a token of yours.", status=401)
         caller = Caller(str(model.get("kind", "user")), str(model["name"]))
-        return replace(caller, scopes=frozenset(model["scopes"]), browser=not by_token)
+        return replace(
+            caller,
+            scopes=frozenset(model["scopes"]),
+            browser=not by_token,
+            groups=tuple(model.get("groups") or ()),
+        )
 
 
 def _hub_unavailable() -> NoReturn:

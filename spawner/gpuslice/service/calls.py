@@ -10,15 +10,11 @@ from gpuslice.errors import Refused
 from gpuslice.service import models
 from gpuslice.service.auth import Caller
 from gpuslice.service.metrics import Metrics
-from gpuslice.service.pages import Page, Redirect, home_page
 from gpuslice.service.ports import Broker
 
 B = TypeVar("B")
 Q = TypeVar("Q")
 Pages = TypeVar("Pages", bound=models.LeasesQuery)
-
-#: Past leases on one page of the user page.
-HOME_PAGE_SIZE = 20
 
 
 @dataclass(frozen=True)
@@ -100,6 +96,13 @@ async def lease(call: Call[models.Nothing, models.Nothing]) -> wire.LeaseView:
     return await _readable(call)
 
 
+async def bill(call: Call[models.Nothing, models.Nothing]) -> wire.Bill:
+    found = await call.broker.bill(call.lease_id)
+    if found is None or not call.caller.may_read(found.lease):
+        raise no_such_lease()
+    return found
+
+
 async def stop(call: Call[models.StopRequest, models.Nothing]) -> wire.LeaseView:
     view = await call.broker.lease(call.lease_id)
     if view is None or not call.caller.may_stop(view):
@@ -118,7 +121,8 @@ async def stop(call: Call[models.StopRequest, models.Nothing]) -> wire.LeaseView
 
 
 async def me(call: Call[models.Nothing, models.Nothing]) -> wire.Me:
-    return await call.broker.me(call.caller.person(), call.caller.own_server())
+    caller = call.caller
+    return await call.broker.me(caller.person(), caller.own_server(), caller.groups)
 
 
 async def notices(call: Call[models.Nothing, models.NoticesQuery]) -> list[wire.Notice]:
@@ -178,25 +182,6 @@ async def health(call: Call[models.Nothing, models.Nothing]) -> models.Health:
 
 async def openapi(call: Call[models.Nothing, models.Nothing]) -> dict[str, Any]:
     return call.openapi
-
-
-# --- pages ----------------------------------------------------------------------------------
-
-
-async def home(call: Call[models.Nothing, models.HomeQuery]) -> Page:
-    user = call.caller.person()
-    me = await call.broker.me(user, None)
-    past, following = await call.broker.leases(user, False, HOME_PAGE_SIZE, call.query.before)
-    return home_page(me, past, following, await call.broker.offers(user))
-
-
-async def stop_from_page(call: Call[models.Nothing, models.Nothing]) -> Redirect:
-    view = await call.broker.lease(call.lease_id)
-    if view is None or call.caller.person() != view.user or not call.caller.may_stop(view):
-        raise no_such_lease()
-    order = wire.StopLease(reason="stopped by its user", actor=call.caller.label)
-    await call.broker.stop(call.lease_id, order, ask_hub=True)
-    return Redirect("")
 
 
 # --- helpers --------------------------------------------------------------------------------

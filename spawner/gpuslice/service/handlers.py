@@ -16,8 +16,9 @@ from gpuslice.errors import Refused
 from gpuslice.service.auth import Caller, Gate
 from gpuslice.service.calls import Call, Text
 from gpuslice.service.log import event
+from gpuslice.service.look import Look
 from gpuslice.service.metrics import NO_ROUTE, Metrics
-from gpuslice.service.pages import Page, Pages, Redirect, error_page
+from gpuslice.service.pages import Page, Redirect, Viewer, error_page
 from gpuslice.service.parse import parse_body, parse_lease_id, parse_query
 from gpuslice.service.ports import Broker
 from gpuslice.service.routes import AnyRoute
@@ -34,11 +35,6 @@ _SAFE_ALWAYS = {
     "Cache-Control": "no-store",
 }
 _CSP_DATA = "default-src 'none'; frame-ancestors 'none'"
-#: Nothing but our own style sheet and forms to ourselves: no script, from nowhere.
-_CSP_PAGE = (
-    "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
-)
 #: What tornado and the hub's classes mean by a status, as the reason of a refusal.
 _REASONS = {
     400: "bad-request",
@@ -79,7 +75,7 @@ class Parts:
     broker: Broker
     gate: Gate
     metrics: Metrics
-    pages: Pages
+    look: Look
     openapi: dict[str, Any]
     prefix: str
     in_flight: InFlight = field(default_factory=InFlight)
@@ -124,10 +120,13 @@ class BaseHandler(RequestHandler):
         # Answers change all the time; a hash of each would be work for nothing.
         return None
 
-    def write_page(self, page: Page, **extra: object) -> None:
+    def write_page(self, page: Page, xsrf_token: str = "") -> None:
+        caller = self.caller
+        viewer = None if caller is None else Viewer(caller.name, caller.reads_all)
+        rendered = self.parts.look.render(page, viewer, xsrf_token)
         self.set_header("Content-Type", "text/html; charset=UTF-8")
-        self.set_header("Content-Security-Policy", _CSP_PAGE)
-        self.finish(self.parts.pages.render(page, **extra))
+        self.set_header("Content-Security-Policy", rendered.policy)
+        self.finish(rendered.html)
 
     def refuse(self, refused: Refused, headers: Mapping[str, str] | None = None) -> None:
         """Answer with a refusal: the only place where one becomes HTTP."""
@@ -141,10 +140,17 @@ class BaseHandler(RequestHandler):
         if refused.status == 401:
             self.set_header("WWW-Authenticate", 'Bearer realm="gpuslice"')
         if self.wants_page:
-            self.write_page(error_page(refused.status, refusal.message))
+            self.write_page(error_page(refused.status, refusal.message, self._back()))
         else:
             self.set_header("Content-Type", "application/json")
             self.finish(refusal.model_dump_json())
+
+    def _back(self) -> str:
+        """The page from which somebody who reads an error came."""
+        path = self.request.path.removeprefix(self.parts.prefix)
+        if not path.startswith("admin/") or self.caller is None or not self.caller.reads_all:
+            return ""
+        return "admin/limits" if path == "admin/limits" else "admin"
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Errors that are no Refused: those of tornado and the hub's classes, and our mistakes."""
@@ -236,7 +242,7 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
     def _answer(self, route: AnyRoute, answer: object) -> None:
         match answer:
             case Page():
-                self.write_page(answer, xsrf_token=self.xsrf_token.decode("ascii"))
+                self.write_page(answer, self.xsrf_token.decode("ascii"))
             case Redirect():
                 self.redirect(self.parts.prefix + answer.path, status=303)
             case Text():
@@ -283,7 +289,7 @@ class NotFoundHandler(BaseHandler):
 
 
 class StaticHandler(BaseHandler, StaticFileHandler):
-    """The style sheet."""
+    """Style sheets, scripts, fonts, pictures: ours and the hub's."""
 
     def initialize(self, parts: Parts, path: str) -> None:  # type: ignore[override]
         BaseHandler.initialize(self, parts)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
-from gpuslice.wire import LeaseId, LeaseView, Reason, ServerName, UserName, Wire
+from gpuslice.wire import AuditRow, LeaseId, LeaseView, Reason, ServerName, UserName, Wire
 
 #: Where the next page starts, as the page before said it; nobody should look inside.
 Cursor = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9_.:=-]+$")]
+#: How an administrator may sort live leases.
+LeaseSort = Literal["since", "user", "slice", "device", "cost", "use"]
+PageNumber = Annotated[int, Field(ge=1, le=10_000)]
+
+
+def _empty_is_none(value: object) -> object:
+    """A field of a form that was left empty."""
+    return None if value == "" else value
+
+
+_LeftEmpty = BeforeValidator(_empty_is_none)
 
 
 class Nothing(Wire):
@@ -52,6 +63,13 @@ class AllLeasesQuery(LeasesQuery):
     user: UserName | None = None
 
 
+class AuditQuery(Wire):
+    """One page of administrative acts, newest first."""
+
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    before: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+
+
 class NoticesQuery(Wire):
     """Only notices with an id above this one."""
 
@@ -62,6 +80,21 @@ class HomeQuery(Wire):
     """Where the table of past leases starts on the page."""
 
     before: Cursor | None = None
+
+
+class AdminQuery(Wire):
+    """How the administrator's table of live leases is sorted, and which part of it is shown."""
+
+    sort: LeaseSort = "since"
+    page: PageNumber = 1
+    user: Annotated[UserName | None, _LeftEmpty] = None
+
+
+class LimitsQuery(Wire):
+    """Which limits the administrator looks for, by a part of the name."""
+
+    find: Annotated[UserName | None, _LeftEmpty] = None
+    page: PageNumber = 1
 
 
 # --- bodies ---------------------------------------------------------------------------------
@@ -86,6 +119,33 @@ class DrainRequest(Wire):
     actor: Annotated[str, Field(min_length=1, max_length=255)]
 
 
+# --- forms of pages -------------------------------------------------------------------------
+
+#: Why, in the words of whoever does it; spaces alone are no reason.
+GivenReason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+
+
+class StopForm(Wire):
+    """An administrator's stop of somebody's lease."""
+
+    reason: GivenReason
+
+
+class LimitForm(Wire):
+    """A limit as the page's form sends it: a number, or the box *unlimited* ticked."""
+
+    scope: Literal["default", "user", "group_member"]
+    name: Annotated[
+        Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
+        | None,
+        _LeftEmpty,
+    ] = None
+    value: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, _LeftEmpty] = None
+    unlimited: Literal["yes"] | None = None
+    version: Annotated[int | None, _LeftEmpty] = None
+    reason: GivenReason
+
+
 # --- answers --------------------------------------------------------------------------------
 
 
@@ -94,6 +154,13 @@ class LeasePage(Wire):
 
     leases: list[LeaseView]
     next: str | None
+
+
+class AuditPage(Wire):
+    """Administrative acts. ``next`` is the ``before`` of the following page; null: no more."""
+
+    rows: list[AuditRow]
+    next: int | None
 
 
 class Drained(Wire):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -29,7 +30,9 @@ def parse_body(route: AnyRoute, raw: bytes, content_type: str) -> Any:
     if not raw.strip():
         if route.body_may_be_empty:
             return route.body()
-        raise _bad("body: is empty; send JSON")
+        raise _bad("body: is empty")
+    if route.is_form:
+        return _validated(route.body, _form(raw, content_type), "form")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise Refused("bad-content-type", "Send Content-Type: application/json.", status=415)
     try:
@@ -38,6 +41,27 @@ def parse_body(route: AnyRoute, raw: bytes, content_type: str) -> Any:
     except ValueError as exc:
         raise _bad(f"body: is not JSON ({exc})") from None
     return _validated(route.body, data, "body")
+
+
+def _form(raw: bytes, content_type: str) -> dict[str, str]:
+    """The fields of a page's form."""
+    if content_type.partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
+        message = "Send Content-Type: application/x-www-form-urlencoded."
+        raise Refused("bad-content-type", message, status=415)
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20
+        )
+    except ValueError:
+        raise _bad("form: cannot be read") from None
+    data: dict[str, str] = {}
+    for name, value in pairs:
+        if name in _TRANSPORT_ARGUMENTS:
+            continue
+        if name in data:
+            raise _bad(f"{_shown(name)}: is given more than once")
+        data[name] = value
+    return data
 
 
 def parse_query(route: AnyRoute, arguments: Mapping[str, list[bytes]]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gpuslice import wire
@@ -41,8 +41,9 @@ class Broker(Protocol):
     ) -> tuple[list[wire.LeaseView], str | None]:
         """Newest first, with the cursor of the next page. Raises Refused for a wrong cursor."""
 
-    async def me(self, user: str, server: str | None) -> wire.Me:
-        """The user's own state; with ``server`` only that server's lease."""
+    async def me(self, user: str, server: str | None, groups: Sequence[str] = ()) -> wire.Me:
+        """The user's own state; with ``server`` only that server's lease. A limit of one of the
+        ``groups`` may be the one that holds."""
 
     async def notices(self, user: str, since: int) -> list[wire.Notice]:
         """Notices with an id above ``since``, oldest first."""
@@ -53,11 +54,23 @@ class Broker(Protocol):
     async def devices(self) -> list[wire.DeviceView]:
         """All devices and who holds them."""
 
+    async def bill(self, lease_id: str) -> wire.Bill | None:
+        """A lease with its closed segments and the entries that paid them, or None."""
+
+    async def limits(self) -> list[wire.LimitView]:
+        """All limits on leases that hold now."""
+
+    async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
+        """Change a limit, with its audit row. Raises Refused (400; 409 for a stale version)."""
+
+    async def audit(self, limit: int, before: int | None) -> list[wire.AuditRow]:
+        """The newest administrative acts, or those before number ``before``."""
+
     async def drain(self, reason: str, actor: str) -> int:
         """Commit a stop for all live leases, refuse new grants; how many still live."""
 
     async def health(self) -> Mapping[str, object]:
-        """How the broker is; the service reads ``database_ok`` and ``node_ok``."""
+        """How the broker is; :class:`gpuslice.service.platform.Platform` says which keys."""
 
     async def metrics_snapshot(self) -> Mapping[str, object]:
         """Counts for /metrics; :mod:`gpuslice.service.metrics` says which keys."""

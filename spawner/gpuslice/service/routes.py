@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from gpuslice import wire
-from gpuslice.service import calls, models
+from gpuslice.service import admincalls, calls, models, pagecalls
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import B, Call, Q, Text
 from gpuslice.service.pages import Page, Redirect
@@ -53,6 +53,11 @@ class Route(Generic[B, Q, R]):
         return self.body is not models.Nothing
 
     @property
+    def is_form(self) -> bool:
+        """The body is what a page's form sends; everywhere else it is JSON."""
+        return self.is_page and self.has_body
+
+    @property
     def body_may_be_empty(self) -> bool:
         fields = self.body.model_fields  # type: ignore[attr-defined]
         return not any(field.is_required() for field in fields.values())
@@ -72,7 +77,7 @@ def _table() -> tuple[Any, ...]:
     # table with those in the function's signature.
     no, a = models.Nothing, Access
     lease, page = wire.LeaseView, models.LeasePage
-    get, post = "GET", "POST"
+    get, post, put = "GET", "POST", "PUT"
     rows = (
         # The spawner (and the command line): a fixed token, no hub.
         Route(post, "api/broker/leases", a.BROKER, calls.grant,
@@ -102,6 +107,8 @@ def _table() -> tuple[Any, ...]:
               no, models.LeasesQuery, page, "One's own leases"),
         Route(get, "api/leases/{lease_id}", a.READ, calls.lease,
               no, no, lease, "One lease of one's own; with read-all, anybody's"),
+        Route(get, "api/leases/{lease_id}/bill", a.READ, calls.bill,
+              no, no, wire.Bill, "Its closed segments, each with the entry that paid it"),
         Route(post, "api/leases/{lease_id}/stop", a.STOP, calls.stop,
               models.StopRequest, no, lease,
               "Stop one's own lease; an administrator anybody's, with a reason"),
@@ -116,6 +123,13 @@ def _table() -> tuple[Any, ...]:
               no, no, list[wire.DeviceView], "All devices and who holds them"),
         Route(get, "api/admin/leases", a.READ_ALL, calls.all_leases,
               no, models.AllLeasesQuery, page, "Everybody's leases, or one user's"),
+        Route(get, "api/admin/limits", a.READ_ALL, admincalls.limits,
+              no, no, list[wire.LimitView], "All limits on leases that hold now"),
+        Route(put, "api/admin/limits", a.ADMIN, admincalls.set_limit,
+              wire.SetLimit, no, wire.LimitView,
+              "Change a limit, or set a new one; 409 if it is not the version that was read"),
+        Route(get, "api/admin/audit", a.READ_ALL, admincalls.audit,
+              no, models.AuditQuery, models.AuditPage, "Who changed what, when and why"),
         Route(get, "metrics", a.METRICS, calls.metrics,
               no, no, Text, "Metrics for Prometheus"),
         # Anybody.
@@ -123,11 +137,24 @@ def _table() -> tuple[Any, ...]:
               no, no, models.Health, "Whether the service works; 503 without a database"),
         Route(get, "api/openapi.json", a.PUBLIC, calls.openapi,
               no, no, dict[str, Any], "This document"),
-        # Pages.
-        Route(get, "", a.OWN_ALL, calls.home,
+        # Pages of users.
+        Route(get, "", a.OWN_ALL, pagecalls.home,
               no, models.HomeQuery, Page, "One's own leases and what is on offer"),
-        Route(post, "leases/{lease_id}/stop", a.STOP, calls.stop_from_page,
+        Route(get, "leases/{lease_id}", a.READ, pagecalls.lease_page,
+              no, no, Page, "The bill of one lease"),
+        Route(post, "leases/{lease_id}/stop", a.STOP, pagecalls.stop_from_page,
               no, no, Redirect, "The page's stop button"),
+        # Pages of administrators.
+        Route(get, "admin", a.READ_ALL, admincalls.admin_page,
+              no, models.AdminQuery, Page, "Live leases and devices"),
+        Route(get, "admin/limits", a.READ_ALL, admincalls.admin_limits_page,
+              no, models.LimitsQuery, Page, "Limits"),
+        Route(post, "admin/limits", a.ADMIN, admincalls.admin_set_limit,
+              models.LimitForm, no, Redirect, "Change a limit"),
+        Route(get, "admin/audit", a.READ_ALL, admincalls.admin_audit_page,
+              no, models.AuditQuery, Page, "Who changed what, when and why"),
+        Route(post, "admin/leases/{lease_id}/stop", a.ADMIN, admincalls.admin_stop,
+              models.StopForm, no, Redirect, "Stop anybody's lease, with a reason"),
     )  # fmt: skip
     return rows  # noqa: RET504
 

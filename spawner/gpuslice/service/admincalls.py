@@ -1,0 +1,112 @@
+"""What the routes and pages of administrators do; the route's scope has let the caller in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpuslice import wire
+from gpuslice.errors import Refused
+from gpuslice.service import models
+from gpuslice.service.adminpages import audit_page, limits_page, overview_page
+from gpuslice.service.calls import Call
+from gpuslice.service.pages import Page, Redirect
+from gpuslice.service.platform import Platform
+from gpuslice.service.ports import Broker
+
+#: So many live leases are read for one page, which sorts them; a GPU host holds far fewer.
+MOST_LIVE = 1_000
+_STEP = 200
+
+
+# --- API ------------------------------------------------------------------------------------
+
+
+async def limits(call: Call[models.Nothing, models.Nothing]) -> list[wire.LimitView]:
+    return await call.broker.limits()
+
+
+async def set_limit(call: Call[wire.SetLimit, models.Nothing]) -> wire.LimitView:
+    return await call.broker.set_limit(call.body, call.caller.label[:255])
+
+
+async def audit(call: Call[models.Nothing, models.AuditQuery]) -> models.AuditPage:
+    rows, following = await _audit(call.broker, call.query)
+    return models.AuditPage(rows=rows, next=following)
+
+
+# --- pages ----------------------------------------------------------------------------------
+
+
+async def admin_page(call: Call[models.Nothing, models.AdminQuery]) -> Page:
+    leases, more = await _live(call.broker)
+    return overview_page(
+        leases,
+        await call.broker.devices(),
+        await _platform(call),
+        call.query,
+        more=more,
+        may_change=call.caller.is_admin,
+    )
+
+
+async def admin_stop(call: Call[models.StopForm, models.Nothing]) -> Redirect:
+    order = wire.StopLease(reason=call.body.reason, actor=call.caller.label[:255])
+    await call.broker.stop(call.lease_id, order, ask_hub=True)
+    return Redirect("admin")
+
+
+async def admin_limits_page(call: Call[models.Nothing, models.LimitsQuery]) -> Page:
+    return limits_page(
+        await call.broker.limits(),
+        await _platform(call),
+        call.query,
+        may_change=call.caller.is_admin,
+    )
+
+
+async def admin_set_limit(call: Call[models.LimitForm, models.Nothing]) -> Redirect:
+    form = call.body
+    if form.unlimited is None and form.value is None:
+        raise Refused("bad-request", "value: give a number, or tick 'unlimited'", status=400)
+    change = wire.SetLimit(
+        scope=form.scope,
+        name=form.name,
+        value=None if form.unlimited else form.value,
+        version=form.version,
+        reason=form.reason,
+    )
+    await call.broker.set_limit(change, call.caller.label[:255])
+    return Redirect("admin/limits")
+
+
+async def admin_audit_page(call: Call[models.Nothing, models.AuditQuery]) -> Page:
+    rows, following = await _audit(call.broker, call.query)
+    return audit_page(rows, following, await _platform(call), may_change=call.caller.is_admin)
+
+
+# --- helpers --------------------------------------------------------------------------------
+
+
+async def _platform(call: Call[Any, Any]) -> Platform:
+    return Platform.of(await call.broker.health())
+
+
+async def _audit(
+    broker: Broker, query: models.AuditQuery
+) -> tuple[list[wire.AuditRow], int | None]:
+    # One more than asked for tells whether there is a next page.
+    rows = await broker.audit(query.limit + 1, query.before)
+    shown = rows[: query.limit]
+    return shown, shown[-1].id if len(rows) > query.limit else None
+
+
+async def _live(broker: Broker) -> tuple[list[wire.LeaseView], bool]:
+    """Live leases of everybody, and whether there are more than were read."""
+    found: list[wire.LeaseView] = []
+    before: str | None = None
+    while len(found) < MOST_LIVE:
+        rows, before = await broker.leases(None, True, _STEP, before)
+        found += rows
+        if before is None:
+            return found, False
+    return found, True
