@@ -172,10 +172,12 @@ def test_with_the_provider_away_the_hub_goes_on(world: tuple[OidcPlatform, Provi
 
 
 def test_a_forgotten_setting_stops_the_hub_in_words(tmp_path: Path) -> None:
-    platform = OidcPlatform(tmp_path / "a hub")
-    platform.config.parent.mkdir(exist_ok=True)
+    folder = tmp_path / "a hub"
+    folder.mkdir()
+    platform = OidcPlatform(folder)
+    unset = {name: value for name, value in os.environ.items() if not name.startswith("OIDC_")}
     hub = subprocess.run(
-        platform.command(), capture_output=True, text=True, timeout=200, check=False
+        platform.command(), capture_output=True, text=True, timeout=200, check=False, env=unset
     )
     assert hub.returncode != 0
     assert "OIDC_AUTHORIZE_URL" in hub.stdout + hub.stderr

@@ -18,7 +18,6 @@ const provider = new Provider(`http://127.0.0.1:${OP_PORT}`, {
       client_id: CLIENT_ID,
       client_secret: CLIENT_SECRET,
       redirect_uris: [REDIRECT_URI],
-      grant_types: ["authorization_code", "refresh_token"],
     },
   ],
   findAccount: async (_context, id) => ({
