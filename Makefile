@@ -35,11 +35,13 @@ lint: ## check format, style, types and which module imports which
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports --no-logo
+	@$(PY) extensions/hatch_build.py lint
 
 format: ## write the format that `make lint` checks
 	@$(SETUP) test
 	@$(PY) -m ruff format
 	@$(PY) -m ruff check --fix --select I
+	@$(PY) extensions/hatch_build.py format
 
 images: ## build the container images (none yet)
 	@echo "There are no images yet: they come with the Docker engine." >&2; exit 1

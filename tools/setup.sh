@@ -154,6 +154,15 @@ install_node_modules() {
     printf '%s' "$mark" >node_modules/.stamp
 }
 
+install_extension() { # the notebook's side; its build hook runs yarn, TypeScript and the bundler
+    mark=$(fingerprint extensions/*.* extensions/src/* extensions/style/* extensions/.yarnrc.yml)
+    if fresh .venv/.stamp-extension "$mark"; then return; fi
+    say "Building the notebook extension (a minute, the first time)"
+    watched 0 "$python" -m pip install --progress-bar off --no-deps --no-index \
+        --no-build-isolation --editable ./extensions
+    printf '%s' "$mark" >.venv/.stamp-extension
+}
+
 install_compiler() { # only where the machine has none
     if [ -n "${CC:-}" ]; then return; fi
     for name in cc gcc clang; do
@@ -206,4 +215,5 @@ if [ "$what" = test ] && [ "${CI:-}" = true ]; then install_lock compiler "100 M
 if [ "$what" = dev ]; then install_lock dev "some seconds"; fi
 install_project
 install_node_modules
+install_extension
 build_nvmlsim

@@ -1,0 +1,62 @@
+/** Numbers as people read them, in a locale. Pure. */
+
+const MICRO = 1e6;
+const UNITS: readonly (readonly [string, number])[] = [
+  ['TiB', 2 ** 40],
+  ['GiB', 2 ** 30],
+  ['MiB', 2 ** 20],
+  ['KiB', 2 ** 10]
+];
+
+function number(value: number, locale: string | undefined, digits: number) {
+  return new Intl.NumberFormat(locale, {
+    minimumFractionDigits: digits,
+    maximumFractionDigits: digits
+  }).format(value);
+}
+
+/** The binary unit that a size is read best in. */
+export function unitOf(bytes: number): readonly [string, number] {
+  return UNITS.find(([, step]) => bytes >= step) ?? ['B', 1];
+}
+
+/** "6.2 GiB"; `unit` is given where two sizes are compared. */
+export function memory(bytes: number, locale?: string, unit = unitOf(bytes)): string {
+  return `${memoryNumber(bytes, locale, unit)} ${unit[0]}`;
+}
+
+/** "6.2": whole numbers above 100, where a tenth tells nothing. */
+export function memoryNumber(
+  bytes: number,
+  locale: string | undefined,
+  unit: readonly [string, number]
+): string {
+  const value = bytes / unit[1];
+  const whole = unit[1] === 1 || value >= 100 || Number.isInteger(value);
+  return number(value, locale, whole ? 0 : 1);
+}
+
+export function percent(value: number, locale?: string): string {
+  return new Intl.NumberFormat(locale, {
+    style: 'percent',
+    maximumFractionDigits: 0
+  }).format(value / 100);
+}
+
+/** "2.75 EUR" from micro-units, as on every page of the platform. Small amounts get more digits, so that they are seen to move. */
+export function money(
+  micro: number,
+  currency: string,
+  locale?: string,
+  digits = Math.abs(micro) < MICRO ? 4 : 2
+): string {
+  return `${number(micro / MICRO, locale, digits)} ${currency}`;
+}
+
+/** "10:32" in the browser's time zone. */
+export function clock(us: number, locale?: string): string {
+  return new Intl.DateTimeFormat(locale, {
+    hour: '2-digit',
+    minute: '2-digit'
+  }).format(new Date(us / 1000));
+}

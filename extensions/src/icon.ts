@@ -1,0 +1,11 @@
+/** A chip, as the panel's icon. */
+import { LabIcon } from '@jupyterlab/ui-components';
+
+const CHIP = `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
+<path class="jp-icon3 jp-icon-selectable" fill="#616161" d="M7 2h2v3h2V2h2v3h2V2h2v3h2v2h3v2h-3v2h3v2h-3v2h3v2h-3v2h-2v3h-2v-3h-2v3h-2v-3H9v3H7v-3H5v-2H2v-2h3v-2H2v-2h3V9H2V7h3V5h2zm0 5v10h10V7zm2 2h6v6H9z"/>
+</svg>`;
+
+export const gpuIcon = new LabIcon({
+  name: 'jupyterlab-gpuslice:chip',
+  svgstr: CHIP
+});

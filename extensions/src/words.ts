@@ -1,0 +1,112 @@
+/** Sentences that more than one view says, made of a state. */
+import type { TranslationBundle } from '@jupyterlab/translation';
+
+import * as format from './format';
+import { costNow, type IState, lastSeenUs, present } from './state';
+
+/** What to show now, every number as text; null where there is none. */
+export interface IReading {
+  readonly title: string;
+  readonly memory: string | null;
+  /** 0 to 1. */
+  readonly memoryShare: number | null;
+  readonly memoryReason: string | null;
+  readonly utilisation: string | null;
+  readonly utilisationShare: number | null;
+  readonly utilisationReason: string | null;
+  readonly cost: string | null;
+  readonly rate: string | null;
+  readonly simulated: boolean;
+  /** What is wrong or will happen, a sentence each, the most important first. */
+  readonly remarks: readonly string[];
+}
+
+/** From this share on memory is called nearly full. */
+export const NEARLY_FULL = 0.9;
+
+/** The language of the page, which numbers should be in, too. */
+export function locale(): string | undefined {
+  return document.documentElement.lang || undefined;
+}
+
+export function reading(state: IState, browserUs: number, trans: TranslationBundle): IReading {
+  const language = locale();
+  const { bill, device } = state;
+  const row = present(state, browserUs);
+  const total = device?.memory_total ?? null;
+  const used = row?.memory ?? null;
+  const busy = row?.utilisation ?? null;
+  const waiting = row === null ? trans.__('being measured') : null;
+  const none = device?.kind === 'none';
+  return {
+    title: bill?.title ?? device?.label ?? trans.__('GPU'),
+    memory: used === null ? null : memoryText(used, total, language, trans),
+    memoryShare: used === null || !total ? null : used / total,
+    memoryReason: none ? null : (device?.memory_reason ?? waiting),
+    utilisation: busy === null ? null : format.percent(busy, language),
+    utilisationShare: busy === null ? null : busy / 100,
+    utilisationReason: none ? null : (device?.utilisation_reason ?? waiting),
+    cost: costText(state, browserUs, trans),
+    rate: bill
+      ? trans.__('%1 per hour', format.money(bill.rate_u_per_hour, bill.currency, language, 2))
+      : null,
+    simulated: Boolean(device?.simulated || bill?.simulated),
+    remarks: remarks(state, browserUs, trans)
+  };
+}
+
+function memoryText(
+  used: number,
+  total: number | null,
+  language: string | undefined,
+  trans: TranslationBundle
+): string {
+  if (total === null) {
+    return format.memory(used, language);
+  }
+  const unit = format.unitOf(total);
+  return trans.__(
+    '%1 of %2',
+    format.memoryNumber(used, language, unit),
+    format.memory(total, language, unit)
+  );
+}
+
+/** A number that is not of now always carries its time. */
+function costText(state: IState, browserUs: number, trans: TranslationBundle): string | null {
+  const cost = costNow(state, browserUs);
+  if (cost === null || state.bill === null) {
+    return null;
+  }
+  const text = format.money(cost.micro, state.bill.currency, locale());
+  return cost.asOfUs === null ? text : trans.__('%1 as of %2', text, time(state, cost.asOfUs));
+}
+
+function remarks(state: IState, browserUs: number, trans: TranslationBundle): string[] {
+  const { bill, billProblem, device, problem } = state;
+  const found: (string | null)[] = [];
+  if (bill?.stop_requested_us) {
+    const at = time(state, bill.stop_requested_us);
+    found.push(
+      bill.stop_reason
+        ? trans.__('Being stopped since %1: %2', at, bill.stop_reason)
+        : trans.__('Being stopped since %1.', at)
+    );
+  }
+  const seen = lastSeenUs(state, browserUs);
+  if (problem !== null) {
+    found.push(seen === null ? problem : trans.__('As of %1: %2', time(state, seen), problem));
+  }
+  found.push(device?.problem ?? null);
+  if (billProblem !== null) {
+    found.push(
+      bill ? trans.__('As of %1: %2', time(state, bill.heard_us), billProblem) : billProblem
+    );
+  }
+  return found.filter((remark): remark is string => remark !== null);
+}
+
+/** A time of the server's clock, as the browser's clock would have shown it. */
+function time(state: IState, serverUs: number): string {
+  return format.clock(serverUs - state.offsetUs, locale());
+}
