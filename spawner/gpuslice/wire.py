@@ -310,6 +310,25 @@ class Offer(Wire):
     unavailable: str | None = None
 
 
+class ChoicesRequest(Wire):
+    """Asks what a user may choose from on the spawn page."""
+
+    user: UserName
+    groups: Annotated[list[str], Field(max_length=1000)] = []
+
+
+class Choices(Wire):
+    """What a user may choose from now, and how many slices are left to the user.
+
+    ``gpu_problem`` is one sentence when the node's GPUs cannot be used.
+    """
+
+    offers: list[Offer]
+    leases_held: int
+    leases_limit: int | None
+    gpu_problem: str | None
+
+
 class StopLease(Wire):
     """A stop: committed with its reason before anything is asked of hub or node."""
 

@@ -33,7 +33,16 @@ from gpuslice.spawners.form import options_form, unavailable_form
 from gpuslice.spawners.options import chosen_slice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
 from gpuslice.spawners.refusal import SpawnRefused
-from gpuslice.wire import Enforcement, LeaseGrant, LeaseState, Offer, Refusal, SliceKind, SliceName
+from gpuslice.wire import (
+    Choices,
+    Enforcement,
+    LeaseGrant,
+    LeaseState,
+    Offer,
+    Refusal,
+    SliceKind,
+    SliceName,
+)
 
 LEASE = "0123456789abcdef" * 2
 
@@ -230,14 +239,19 @@ def test_silence_is_a_refusal_with_503() -> None:
     assert _as_refusal(asyncio.CancelledError()) is None
 
 
+def choices(*offers: Offer, **more: Any) -> Choices:
+    fields: dict[str, Any] = {"leases_held": 0, "leases_limit": 1, "gpu_problem": None}
+    return Choices(offers=list(offers), **(fields | more))
+
+
 def test_the_form_is_accessible_and_escaped() -> None:
     page = options_form(
-        [
+        choices(
             offer(),
             offer(slice="cpu", title="<script>", device_model=None, memory_bytes=None,
                   share_milli=None, rate_u_per_hour=0),
             offer(slice="whole", free=0, unavailable="all are & were taken", simulated=True),
-        ],
+        ),
         default="cpu",
     )  # fmt: skip
     soup = BeautifulSoup(page, "html.parser")
@@ -246,16 +260,29 @@ def test_the_form_is_accessible_and_escaped() -> None:
     assert list(radios) == ["quarter", "cpu", "whole"]
     for radio in radios.values():
         assert radio["name"] == "slice" and radio.has_attr("required")
-        assert soup.find("label", attrs={"for": radio["id"]})
-        assert soup.find(id=radio["aria-describedby"])
+        card = soup.find("label", attrs={"for": radio["id"]})
+        assert card is not None and radio in card.find_all("input")
     assert radios["cpu"].has_attr("checked")
     assert radios["whole"].has_attr("disabled")
     text = soup.get_text(" ", strip=True)
-    for words in ("0.88 EUR per hour", "free of charge", "3 of 4 free", "25 % of a GPU",
-                  "all are & were taken", "SIMULATED", "no real money"):  # fmt: skip
+    for words in ("0.8750 EUR per hour", "free of charge", "3 of 4 free", "25 % of a GPU",
+                  "all are & were taken", "SIMULATED", "no real money",
+                  "You hold 0 slices now and may hold 1 at a time: 1 left.",
+                  "Closing the tab does not stop it", "your files stay"):  # fmt: skip
         assert words in text
-    assert "SIMULATED" not in options_form([offer()], "")
+    assert "SIMULATED" not in options_form(choices(offer()), "")
     assert "does not answer" in unavailable_form()
+
+
+def test_the_form_says_what_is_left_and_what_is_wrong_with_the_gpus() -> None:
+    def text(**more: Any) -> str:
+        page = options_form(choices(offer(), **more), "")
+        return BeautifulSoup(page, "html.parser").get_text(" ", strip=True)
+
+    assert "stop one of your servers" in text(leases_held=1)
+    assert "You hold 1 slice now; there is no limit." in text(leases_held=1, leases_limit=None)
+    problem = "The GPU driver was updated; restart the node."
+    assert f"No GPU can be leased now: {problem}" in text(gpu_problem=problem)
 
 
 def test_every_watcher_of_a_start_sees_all_of_it() -> None:
@@ -309,7 +336,7 @@ def test_configure_fills_an_empty_config(state: Path) -> None:
         "name": "gpuslice",
         "url": "http://127.0.0.1:8085",
         "api_token": token,
-        "display": True,
+        "display": False,
         "oauth_no_confirm": True,
         "oauth_client_allowed_scopes": ["custom:gpuslice:admin", "custom:gpuslice:lease!user"],
     }

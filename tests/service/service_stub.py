@@ -105,6 +105,8 @@ class StubBroker:
         #: What the broker would say beyond the rest of its health.
         self.health_details: dict[str, object] = {}
         self.leases_limit: int | None = 1
+        #: Those of the last caller of `me`.
+        self.groups: tuple[str, ...] = ()
 
     def add(self, view: wire.LeaseView) -> wire.LeaseView:
         self.views[view.lease_id] = view
@@ -114,6 +116,11 @@ class StubBroker:
         if self.failure is not None:
             raise self.failure
         return self.offered
+
+    async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
+        return wire.Choices(
+            offers=await self.offers(user), leases_held=0, leases_limit=1, gpu_problem=None
+        )
 
     async def grant(self, req: wire.LeaseRequest) -> wire.LeaseGrant:
         if self.refusal is not None:

@@ -320,6 +320,16 @@ class Broker:
         rules, currency = self._rules(), self._settings.currency
         return await self._serve(self._db.aread(lambda s: views.offers(s, rules, currency)))
 
+    async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
+        """What a user may choose from: the offers, and how many slices the limit leaves."""
+        mine = await self.me(user, None, groups)
+        return wire.Choices(
+            offers=await self.offers(user),
+            leases_held=len(mine.leases),
+            leases_limit=mine.leases_limit,
+            gpu_problem=self._inventory.gpu_problem if self._inventory else None,
+        )
+
     async def grant(self, request: wire.LeaseRequest) -> wire.LeaseGrant:
         """Grant a slice and have the node prepare it.
 

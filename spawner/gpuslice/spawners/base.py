@@ -176,11 +176,11 @@ class GpuSpawner(Spawner):
     async def offers_form(self) -> str:
         """The spawn page's form: what the service offers this user now."""
         try:
-            offers = await self.service().offers(self.user.name)
+            choices = await self.service().choices(self.user.name, hubview.user_groups(self))
         except (ServiceUnavailable, ServiceRefused) as error:
             self.log.warning("gpuslice: no offers for %s: %s", self._log_name, error)
             return unavailable_form()
-        return options_form(offers, self.default_slice)
+        return options_form(choices, self.default_slice)
 
     def read_form(self, form: dict[str, list[Any]]) -> dict[str, Any]:
         """Form or query to options; a bad one is refused before the hub keeps it."""

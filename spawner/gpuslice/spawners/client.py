@@ -14,7 +14,17 @@ import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from gpuslice.spawners.errors import ServiceRefused, ServiceUnavailable
-from gpuslice.wire import LeaseGrant, LeaseRequest, LeaseView, Offer, Refusal, StopLease, Wire
+from gpuslice.wire import (
+    Choices,
+    ChoicesRequest,
+    LeaseGrant,
+    LeaseRequest,
+    LeaseView,
+    Offer,
+    Refusal,
+    StopLease,
+    Wire,
+)
 
 _OFFERS = TypeAdapter(list[Offer])
 _Answer = TypeVar("_Answer", bound=Wire)
@@ -75,6 +85,11 @@ class ServiceClient:
             params={"wait_s": f"{wait_s:g}"},
             extra_s=wait_s,
         )
+
+    async def choices(self, user: str, groups: list[str]) -> Choices:
+        """What ``user`` may choose from now, for the spawn page."""
+        body = ChoicesRequest(user=user, groups=groups)
+        return self._parsed(Choices, await self._call("POST", "choices", json=body))
 
     async def offers(self, user: str) -> list[Offer]:
         """What ``user`` could have now."""

@@ -116,7 +116,8 @@ def service_entry(settings: Settings, token: str) -> dict[str, Any]:
         "name": SERVICE_NAME,
         "url": _service_root(settings),
         "api_token": token,
-        "display": True,
+        # Its links stand in the navigation itself (templates/hub/page.html).
+        "display": False,
         "oauth_no_confirm": True,
         # Without these a browser's token would not carry them, whoever logs in.
         "oauth_client_allowed_scopes": [SCOPE_ADMIN, f"{SCOPE_LEASE}!user"],

@@ -1,4 +1,4 @@
-"""The spawn page's form: one radio button per slice, with its price and whether it is free."""
+"""The spawn page's form: one card per slice, with what it is, its price and whether it is free."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gpuslice.units import format_memory, format_money
-from gpuslice.wire import Offer
+from gpuslice.wire import Choices, Enforcement, Offer
 
 
-def options_form(offers: list[Offer], default: str) -> str:
+def options_form(choices: Choices, default: str) -> str:
     """HTML of the form's fields; everything in it is escaped.
 
     ``default`` is chosen beforehand if it is free; without one the user has to choose.
     """
-    rows = [_row(offer, default) for offer in offers]
-    simulated = any(offer.simulated for offer in offers)
-    return _render("options_form.html", rows=rows, simulated=simulated)
+    return _render(
+        "options_form.html",
+        cards=[_card(offer, default) for offer in choices.offers],
+        simulated=any(offer.simulated for offer in choices.offers),
+        left=_left(choices),
+        gpu_problem=choices.gpu_problem,
+    )
 
 
 def unavailable_form() -> str:
@@ -26,12 +30,29 @@ def unavailable_form() -> str:
     return _render("options_unavailable.html")
 
 
-def _row(offer: Offer, default: str) -> dict[str, Any]:
+def _left(choices: Choices) -> str:
+    """How many slices the user's limit leaves, as a sentence."""
+    held = f"You hold {choices.leases_held} {_slices(choices.leases_held)} now"
+    if choices.leases_limit is None:
+        return f"{held}; there is no limit."
+    left = max(0, choices.leases_limit - choices.leases_held)
+    allowed = f"may hold {choices.leases_limit} at a time"
+    if left == 0:
+        return f"{held} and {allowed}: stop one of your servers before you start another."
+    return f"{held} and {allowed}: {left} left."
+
+
+def _slices(count: int) -> str:
+    return "slice" if count == 1 else "slices"
+
+
+def _card(offer: Offer, default: str) -> dict[str, Any]:
     free = offer.free > 0
     return {
         "name": offer.slice,
         "title": offer.title,
         "details": _details(offer),
+        "cap": _cap(offer),
         "price": _price(offer),
         "simulated": offer.simulated,
         "free": free,
@@ -48,15 +69,24 @@ def _details(offer: Offer) -> str:
         parts.append(f"{format_memory(offer.memory_bytes)} GPU memory")
     if offer.share_milli is not None:
         parts.append(f"{offer.share_milli / 10:g} % of a GPU")
-    if offer.device_model is not None:
-        parts.append(offer.device_model)
     return ", ".join(parts)
+
+
+def _cap(offer: Offer) -> str:
+    """What holds the memory cap, where something has to: shares and MIG instances."""
+    if offer.share_milli is None or offer.enforcement is Enforcement.EXCLUSIVE:
+        return ""
+    if offer.enforcement is Enforcement.ADVISORY:
+        return "Memory cap is advice: nothing enforces it here"
+    return f"Memory cap held by {offer.enforcement.label}"
 
 
 def _price(offer: Offer) -> str:
     if offer.rate_u_per_hour == 0:
         return "free of charge"
-    return f"{format_money(offer.rate_u_per_hour, offer.currency)} per hour"
+    exact = offer.rate_u_per_hour % 10_000 == 0
+    rate = format_money(offer.rate_u_per_hour, offer.currency, places=2 if exact else 4)
+    return f"{rate} per hour"
 
 
 @lru_cache
