@@ -93,11 +93,15 @@ class ServiceThread:
         server.stop()
         await server.close_all_connections()
 
-    def remember(self, token: str, scopes: list[str], name: str, kind: str = "user") -> None:
+    def remember(
+        self, token: str, scopes: list[str], name: str, kind: str = "user", **model: Any
+    ) -> None:
         """Let the service believe that the hub said this of a token: for routing tests only."""
         digest = hashlib.sha256(token.encode()).hexdigest()
         gate: auth.Gate = self.app.settings["parts"].gate
-        gate.hub.cache[f"token::{digest}"] = {"kind": kind, "name": name, "scopes": scopes}
+        gate.hub.cache[f"token::{digest}"] = {
+            "kind": kind, "name": name, "scopes": scopes, **model,
+        }  # fmt: skip
 
 
 # --- a real hub -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from bs4 import BeautifulSoup
-from service_stub import make_lease, make_offer
+from service_stub import make_lease, make_limit, make_offer
 from service_world import ACCESS, FETCH, HubWorld, ServiceThread, xsrf_cookie, xsrf_of
 
 from gpuslice import wire
@@ -148,6 +148,67 @@ def test_administrators_of_the_hub_are_nobody_here_by_themselves(world: HubWorld
         f"api/leases/{theirs.lease_id}/stop", small, json={"reason": "r"}
     ).status_code == 403  # fmt: skip
     assert world.get(f"api/leases/{theirs.lease_id}", small).status_code == 404
+
+
+def test_the_administrators_pages_in_a_browser(world: HubWorld) -> None:
+    broker = world.service.broker
+    theirs = broker.add(make_lease("bob", "gpu"))
+    broker.limit_views = [make_limit(version=4)]
+    limit = {"scope": "default", "value": "6", "version": "4", "reason": "more"}
+    stop = f"{world.url}admin/leases/{theirs.lease_id}/stop"
+
+    root = world.browser("root1")
+    page = root.get(f"{world.url}admin")
+    assert page.status_code == 200
+    assert "bob" in page.text
+    token = xsrf_of(root.get(f"{world.url}admin/limits").text)
+    before = list(broker.calls)
+    for form in ({}, {"_xsrf": "2|" + token}, {"_xsrf": ""}):
+        assert root.post(stop, data={"reason": "r"} | form).status_code == 403
+        assert root.post(f"{world.url}admin/limits", data=limit | form).status_code == 403
+    api = root.put(f"{world.url}api/admin/limits", headers=FETCH, json={})
+    assert api.status_code == 403
+    assert broker.calls == before
+
+    # Another person's token with one's own session, and one's own without the scope.
+    for user, reads in (("ta1", 200), ("kim", 403)):
+        client = world.browser(user)
+        assert client.get(f"{world.url}admin").status_code == reads
+        own = xsrf_cookie(client, world.url)
+        for sent in (token, own):
+            assert client.post(stop, data={"reason": "r", "_xsrf": sent}).status_code == 403
+            answer = client.post(f"{world.url}admin/limits", data=limit | {"_xsrf": sent})
+            assert answer.status_code == 403
+    assert broker.calls == before
+
+    answer = root.post(f"{world.url}admin/limits", data=limit | {"_xsrf": token})
+    assert (answer.status_code, answer.url.path.rsplit("/", 2)[1:]) == (200, ["admin", "limits"])
+    assert broker.limit_views[0].value == 6
+    assert root.post(stop, data={"reason": "maintenance", "_xsrf": token}).status_code == 200
+    assert broker.calls[-1] == ("stop", theirs.lease_id, "maintenance", "root1", True)
+
+
+def test_the_pages_with_a_cookie_refresh_themselves_only_with_the_token(world: HubWorld) -> None:
+    """What the page's script does: it fetches the page, and the API, with the page's token."""
+    client = world.browser("kim")
+    page = BeautifulSoup(client.get(world.url).text, "html.parser")
+    token = str(page.select_one("main.gs")["data-xsrf"])  # type: ignore[index]
+    for path in ("", "api/me"):
+        url = f"{world.url}{path}"
+        assert client.get(url, headers=FETCH | {"X-XSRFToken": token}).status_code == 200
+        assert client.get(url, headers=FETCH).status_code == 403
+
+
+def test_the_hub_names_a_users_groups_to_every_token(world: HubWorld) -> None:
+    client = world.browser("gia")
+    assert world.api("POST", "groups/lab").status_code == 201
+    assert world.api("POST", "groups/lab/users", json={"users": ["gia"]}).status_code == 200
+    token = world.token("gia", [ACCESS, "custom:gpuslice:lease!user"])
+    assert world.get("api/me", token).status_code == 200
+    assert world.service.broker.groups == ("lab",)
+    world.service.broker.groups = ()
+    assert client.get(world.url).status_code == 200
+    assert world.service.broker.groups == ("lab",)
 
 
 # --- tokens ---------------------------------------------------------------------------------

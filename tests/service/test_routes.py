@@ -21,6 +21,7 @@ from gpuslice.service.routes import ROUTES, AnyRoute
 BODIES = {
     "grant": {"attempt": uuid.uuid4().hex, "user": "alice", "slice": "quarter"},
     "broker_stop": {"reason": "the server was stopped", "actor": "spawner"},
+    "broker_choices": {"user": "alice", "groups": ["lab"]},
     "drain": {"reason": "shutdown", "actor": "gpuslice up"},
     "started": {"started_us": 1, "boot_id": "b"},
     "stop": {"reason": "needed elsewhere"},

@@ -26,13 +26,20 @@ SECRETS = ("service_token", "broker_token", "node_token", "cookie_secret")
 
 
 class SlowHub:
-    """Knows nobody, and says so only when told to."""
+    """Knows the tokens it was told; of all others it says that it does not, when told to."""
 
     def __init__(self) -> None:
         asked, answer = self.asked, self.answer = threading.Event(), threading.Event()
+        people = self.people = dict[str, dict[str, Any]]()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                known = people.get(self.headers.get("Authorization", "").partition(" ")[2])
+                if known is not None:
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(json.dumps(known).encode())
+                    return
                 asked.set()
                 answer.wait(60)
                 self.send_response(403)
@@ -138,6 +145,65 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         yield platform
     finally:
         platform.close()
+
+
+def test_limits_stops_and_bills_through_the_real_broker(platform: Platform) -> None:
+    """What an administrator does on the pages is what the broker then does, and the record says."""
+    access = "access:services!service=gpuslice"
+    for name, scopes, groups in (
+        ("root1", [access, "custom:gpuslice:admin"], []),
+        ("mia", [access, "custom:gpuslice:lease!user=mia"], ["lab"]),
+    ):
+        model = {"kind": "user", "name": name, "scopes": scopes, "groups": groups}
+        platform.hub.people[f"token-of-{name}"] = model
+
+    def ask(name: str, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        headers = {"Authorization": f"token token-of-{name}"}
+        return httpx.request(
+            method, f"{platform.url}{path}", headers=headers, trust_env=False, timeout=60, **kwargs
+        )
+
+    def set_limit(**form: str) -> int:
+        return ask(
+            "root1", "POST", "admin/limits", data={"reason": "<b>term</b>"} | form
+        ).status_code
+
+    platform.start_node()
+    platform.start_service()
+    limits = [
+        wire.LimitView.model_validate(v) for v in ask("root1", "GET", "api/admin/limits").json()
+    ]
+    assert [limit.scope for limit in limits] == ["default"]
+    version = str(limits[0].version)
+    assert set_limit(scope="default", value="0", version=version) == 303
+    assert set_limit(scope="default", value="7", version=version) == 409
+    request = {"attempt": uuid.uuid4().hex, "user": "mia", "slice": "cpu", "groups": ["lab"]}
+    assert platform.broker("POST", "leases", json=request).status_code >= 400
+
+    # A group's limit: what the page says is what the broker grants.
+    assert "your limit is 0" in ask("mia", "GET", "").text
+    assert set_limit(scope="group_member", name="lab", value="1") == 303
+    assert ask("mia", "GET", "api/me").json()["leases_limit"] == 1
+    granted = platform.broker("POST", "leases", json=request)
+    assert granted.status_code == 201, granted.text
+    lease_id = granted.json()["lease_id"]
+    assert lease_id in ask("root1", "GET", "admin").text
+
+    reason = {"reason": "<i>needed</i>"}
+    assert ask("root1", "POST", f"admin/leases/{lease_id}/stop", data=reason).status_code == 303
+    audit = ask("root1", "GET", "api/admin/audit").json()["rows"]
+    assert [(row["actor"], row["action"], row["reason"]) for row in audit[:3]] == [
+        ("root1", "lease.stop", "<i>needed</i>"),
+        ("root1", "quota.set", "<b>term</b>"),
+        ("root1", "quota.set", "<b>term</b>"),
+    ]
+    page = ask("root1", "GET", "admin/audit").text
+    assert "&lt;b&gt;term&lt;/b&gt;" in page
+    assert "<b>term" not in page
+
+    bill = wire.Bill.model_validate(ask("mia", "GET", f"api/leases/{lease_id}/bill").json())
+    assert (bill.lease.cost_u, bill.lines) == (0, [])
+    assert "never, so nothing is billed" in ask("mia", "GET", f"leases/{lease_id}").text
 
 
 def test_a_lease_through_the_real_parts(platform: Platform) -> None:

@@ -283,13 +283,26 @@ def limit_row(limit: wire.LimitView) -> LimitRow:
 def audit_line(row: wire.AuditRow) -> AuditLine:
     change = ""
     if row.after is not None:
-        change = f"{row.before or 'nothing'} → {row.after}"
+        change = f"{_told(row.before) or 'nothing'} → {_told(row.after)}"
     return AuditLine(
         when=text.moment(row.at_us),
         actor=row.actor,
         action=_ACTIONS.get(row.action, row.action),
-        subject=row.subject,
+        subject=_limited(row.subject) if row.action == "quota.set" else row.subject,
         lease_id=row.subject if row.action.startswith("lease.") else "",
         change=change,
         reason=row.reason or "",
     )
+
+
+def _told(value: str | None) -> str:
+    """What the record keeps as JSON, in words; a limit of null is none."""
+    return {None: "", "null": "unlimited"}.get(value, (value or "").strip('"'))
+
+
+def _limited(slot: str) -> str:
+    """Whom a limit is for; the record names an account by its number, which is never reused."""
+    scope, _, rest = slot.partition("/")
+    account = rest.partition("/")[0]
+    whom = _WHOM.get(scope, scope)
+    return f"{whom}, account {account}" if account else whom

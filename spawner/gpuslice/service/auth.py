@@ -242,18 +242,22 @@ class Gate:
             Access.NODE: FixedToken("node", config.node_token),
         }
 
-    async def admit(self, handler: RequestHandler, access: Access) -> Caller:
-        """The caller of a request, if they may use a route that asks for ``access``."""
+    async def identify(self, handler: RequestHandler, access: Access) -> Caller:
+        """The caller of a request, by the means that a route asking for ``access`` accepts."""
         if access is Access.PUBLIC:
             return Caller("public")
         if access in self._fixed:
             return self._fixed[access].identify(handler.request)
-        caller = await self._ask_hub(handler)
+        return await self._ask_hub(handler)
+
+    def admit(self, caller: Caller, access: Access) -> None:
+        """Refuse a caller who may not use a route that asks for ``access``."""
+        if not access.by_hub:
+            return  # the token was the proof
         # A scraper's token needs nothing but the metrics.
         wanted = access is Access.METRICS or caller.has(self._config.access_scope)
         if not (wanted and caller.holds(access)):
             raise Refused("forbidden", f"This needs {access.value}.", status=403)
-        return caller
 
     async def who(self, handler: RequestHandler) -> dict[str, Any] | None:
         """The hub's answer about the request's token or cookie. Raises Refused (503)."""

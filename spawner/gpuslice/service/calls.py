@@ -68,6 +68,10 @@ async def settle(call: Call[models.Nothing, models.SettleQuery]) -> wire.LeaseVi
     return await call.broker.settle(call.lease_id, call.query.wait_s)
 
 
+async def broker_choices(call: Call[wire.ChoicesRequest, models.Nothing]) -> wire.Choices:
+    return await call.broker.choices(call.body.user, call.body.groups)
+
+
 async def broker_offers(call: Call[models.Nothing, models.OffersQuery]) -> list[wire.Offer]:
     return await call.broker.offers(call.query.user)
 

@@ -206,7 +206,8 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
             return
         self._xsrf_ready = True
         try:
-            self.caller = await self.parts.gate.admit(self, self.route.access)
+            self.caller = await self.parts.gate.identify(self, self.route.access)
+            self.parts.gate.admit(self.caller, self.route.access)
         except Refused as refused:
             if refused.status == 401 and self.wants_page and method == "GET":
                 self.redirect(self.get_login_url())

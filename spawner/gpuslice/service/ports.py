@@ -15,6 +15,9 @@ class Broker(Protocol):
     async def offers(self, user: str | None) -> list[wire.Offer]:
         """Slice types as this user may take them; ``None``: as anybody."""
 
+    async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
+        """The offers, and how many slices the user's limit leaves."""
+
     async def grant(self, req: wire.LeaseRequest) -> wire.LeaseGrant:
         """A lease, the same one for the same ``attempt``. Raises Refused."""
 

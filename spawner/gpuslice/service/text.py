@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlencode
 
 from gpuslice.units import format_memory, format_money, to_datetime
-from gpuslice.wire import DeviceState, LeaseState, LeaseView, Use
+from gpuslice.wire import DeviceState, Enforcement, LeaseState, LeaseView, Use
 
 #: What a person reads for a state, in a table.
 STATES = {
@@ -81,6 +81,11 @@ def rate(rate_u_per_hour: int, currency: str) -> str:
 
 def memory(size: int | None) -> str:
     return "" if size is None else format_memory(size)
+
+
+def cap_held_by(enforcement: Enforcement) -> str:
+    """Whether anything stops a slice from taking more memory than is its own."""
+    return "nothing (advisory)" if enforcement is Enforcement.ADVISORY else enforcement.label
 
 
 def memory_in_use(use: Use | None) -> str:
