@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from jupyterlab_gpuslice.routes import Parts, add_routes
+from jupyterlab_gpuslice import starters
+from jupyterlab_gpuslice.routes import ROUTES, Parts, add_routes
 
 _SETTING = "jupyterlab_gpuslice"
 
@@ -13,4 +14,4 @@ _SETTING = "jupyterlab_gpuslice"
 def _load_jupyter_server_extension(app: Any) -> None:
     parts = Parts.make(os.environ)
     app.web_app.settings[_SETTING] = parts
-    add_routes(app.web_app, parts)
+    add_routes(app.web_app, parts, {**ROUTES, **starters.ROUTES})

@@ -114,12 +114,12 @@ def _reason(reading: object) -> str | None:
     return reading.reason if isinstance(reading, NotAvailable) else None
 
 
-def _login(method: H) -> H:
+def login(method: H) -> H:
     """Every method of every route: a login, and the server's own rules about who may read."""
     return cast("H", web.authenticated(authorized(method)))
 
 
-def _refusals(method: H) -> H:
+def refusals(method: H) -> H:
     """A Refused becomes an answer with its words, never a traceback."""
 
     @wraps(method)
@@ -154,8 +154,8 @@ class Handler(APIHandler):
 class SampleHandler(Handler):
     """``GET sample?since=SEQUENCE``."""
 
-    @_login
-    @_refusals
+    @login
+    @refusals
     async def get(self) -> None:
         since = self.since()
         if self.parts.service is not None:
@@ -166,8 +166,8 @@ class SampleHandler(Handler):
 class NoticesHandler(Handler):
     """``GET notices?since=ID``."""
 
-    @_login
-    @_refusals
+    @login
+    @refusals
     async def get(self) -> None:
         since, service = self.since(), self.parts.service
         found = [] if service is None else await service.notices(since)
@@ -177,8 +177,8 @@ class NoticesHandler(Handler):
 class KeepHandler(Handler):
     """``POST keep``: the person wants to keep the slice although it is idle."""
 
-    @_login
-    @_refusals
+    @login
+    @refusals
     async def post(self) -> None:
         service = self.parts.service
         if service is None:
@@ -195,13 +195,15 @@ ROUTES: dict[str, type[Handler]] = {
 }
 
 
-def add_routes(web_app: web.Application, parts: Parts) -> None:
+def add_routes(
+    web_app: web.Application, parts: Parts, routes: Mapping[str, type[Handler]] = ROUTES
+) -> None:
     """Hang the routes under the server's base URL."""
     base = str(web_app.settings["base_url"])
     web_app.add_handlers(
         ".*$",
         [
             (url_path_join(base, NAMESPACE, path), handler, {"parts": parts})
-            for path, handler in ROUTES.items()
+            for path, handler in routes.items()
         ],
     )

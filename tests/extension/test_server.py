@@ -98,7 +98,7 @@ def test_a_since_that_is_no_number_is_refused(notebook: Start) -> None:
 
 
 def test_no_gpu_at_all_is_one_sentence(notebook: Start) -> None:
-    server = notebook({"LD_LIBRARY_PATH": ""})
+    server = notebook({"LD_LIBRARY_PATH": "", "CUDA_VISIBLE_DEVICES": ""})
     answer = _with_rows(server)
     device = answer["device"]
     assert device["kind"] == "none"
