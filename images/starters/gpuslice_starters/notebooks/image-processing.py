@@ -32,6 +32,7 @@ print(photo.shape, photo.dtype)
 # %% tags=["check"]
 assert photo.shape == (512, 512)
 assert 0 <= float(photo.min()) < float(photo.max()) <= 1
+assert np.allclose(lab.to_host(photo), data.camera() / 255)
 print("✓ 512 × 512 values between 0 and 1")
 
 # %% [markdown]
