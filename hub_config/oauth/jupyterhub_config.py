@@ -69,3 +69,7 @@ c.Authenticator.allow_all = False
 c.Authenticator.admin_users = set()
 provider.allowed_groups = groups("OIDC_ALLOWED_GROUPS")
 provider.admin_groups = groups("OIDC_ADMIN_GROUPS")
+# The same groups administer slices: limits, leases, devices.
+for role in c.JupyterHub.load_roles:
+    if role["name"] == "gpuslice-admin":
+        role["groups"] = sorted(groups("OIDC_ADMIN_GROUPS"))

@@ -140,6 +140,8 @@ def test_a_student_logs_in_and_sees_the_slices(world: tuple[OidcPlatform, Provid
     home = browser.home().text
     assert "stud1" in home
     assert 'href="/hub/admin"' not in home
+    assert "My GPU" in home and "GPU admin" not in home
+    assert browser.get(f"{world[0].url}/services/gpuslice/admin").status_code == 403
     assert "quarter" in browser.get(f"{world[0].url}/hub/spawn").text
     assert "stud1" in browser.get(f"{world[0].url}/services/gpuslice/").text
 
@@ -148,6 +150,8 @@ def test_a_teacher_is_an_administrator(world: tuple[OidcPlatform, Provider]) -> 
     browser = Browser(world[0].url)
     browser.login("prof1")
     assert 'href="/hub/admin"' in browser.home().text
+    assert "GPU admin" in browser.home().text
+    assert browser.get(f"{world[0].url}/services/gpuslice/admin").status_code == 200
 
 
 def test_somebody_of_no_allowed_group_is_refused(world: tuple[OidcPlatform, Provider]) -> None:

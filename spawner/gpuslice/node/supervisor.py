@@ -177,6 +177,8 @@ class Supervisor:
                 _say(f"event=record-not-written lease={self.lease.lease_id} problem={problem!r}")
                 self._signal_all(signal.SIGKILL)
                 self._reap()
+                if not self.lease.path.exists():
+                    return  # somebody removed the lease's folder by hand: nobody will ever read it
                 time.sleep(1)
 
     def _clean_up(self) -> None:
