@@ -12,10 +12,9 @@ import pytest
 from plantedbugs import BUGS, Bug
 from starterworld import HERE, Ran, cells_of, is_check, run, sections
 
-from gpuslice_starters import starters
+from gpuslice_starters.build import source
 from notebookworld import ServiceStub, a_lease, a_me
 
-NAMES = [starter.name for starter in starters()]
 without_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="PyTorch's CPU build is not installed: pip found no wheel of requirements/torch.txt",
@@ -94,6 +93,13 @@ def test_train_a_cnn(tmp_path: Path) -> None:
     accuracy = re.search(r"test accuracy: ([\d.]+)%", ran.said())
     assert accuracy and 98 < float(accuracy[1]) <= 100
     assert re.search(r"Cost of this training: about 0\.\d{4} EUR", ran.said())
+
+
+def test_train_a_cnn_without_pytorch_says_what_to_do(tmp_path: Path) -> None:
+    hidden = "import sys\nimport time\n\nsys.modules['torch'] = None\n"
+    ran = run("train-a-cnn", tmp_path, text=source("train-a-cnn").replace("import time\n", hidden))
+    assert ran.error == "ImportError"
+    assert ran.stopped_in == ("Train a CNN", False)
 
 
 # ----------------------------------------------------------------------------------- planted bugs

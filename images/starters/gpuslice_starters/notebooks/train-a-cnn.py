@@ -7,8 +7,14 @@
 # notebook *Image processing*, but the network finds the filters itself.
 
 # %%
+import importlib.util
 import time
 
+if importlib.util.find_spec("torch") is None:
+    raise ImportError(
+        "PyTorch is not installed here. Ask whoever runs this platform, or install it as the "
+        "starter 'Start here' says (NAME is torch; a large download), then restart the kernel."
+    )
 import torch
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
