@@ -143,6 +143,17 @@ def test_the_lease_of_this_notebook(service: ServiceStub, monkeypatch: pytest.Mo
     assert service.asked == [("GET", "api/me")]
 
 
+def test_of_a_shared_gpu_only_your_part_is_shown(service: ServiceStub) -> None:
+    share = {"kind": wire.SliceKind.SHARED, "memory_bytes": 20 << 30, "share_milli": 250}
+    service.me = lambda: a_me(a_lease(**share))
+    assert gpulab.memory_used() == "GPU memory: not known (nothing was measured yet)"
+    used = wire.Use(sampled_us=1, memory_used_bytes=3 << 30)
+    service.me = lambda: a_me(a_lease(**share, use=used))
+    assert gpulab.memory_used() == "GPU memory: 3 GiB of your 20 GiB in use (SIMULATED)"
+    service.me = lambda: a_me(a_lease(**share, use=wire.Use(sampled_us=1, reason="It is silent.")))
+    assert gpulab.memory_used() == "GPU memory: not known (It is silent)"
+
+
 def test_simulated_is_said_of_slice_and_cost(service: ServiceStub) -> None:
     here = gpulab.my_slice()
     assert here.simulated

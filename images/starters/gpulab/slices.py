@@ -103,7 +103,10 @@ def my_slice() -> MySlice:
 
 
 def memory_used() -> str:
-    """One line about the GPU memory that is in use now."""
+    """One line about the GPU memory that is in use now, of a shared GPU only your part."""
+    lease = _lease()
+    if isinstance(lease, LeaseView) and lease.kind is SliceKind.SHARED:
+        return _memory_of_share(lease)
     gpu = _gpu()
     if isinstance(gpu, str):
         return f"GPU memory: {gpu}"
@@ -111,6 +114,16 @@ def memory_used() -> str:
         return "GPU memory: not known, this GPU does not tell"
     used, total = format_memory(gpu.memory_used), format_memory(gpu.memory_total)
     return f"GPU memory: {used} of {total} in use{' (SIMULATED)' if gpu.simulated else ''}"
+
+
+def _memory_of_share(lease: LeaseView) -> str:
+    """From the service: the card's own numbers would tell about its other users."""
+    used = lease.use.memory_used_bytes if lease.use else None
+    if used is None or lease.memory_bytes is None:
+        why = lease.use.reason if lease.use and lease.use.reason else "nothing was measured yet"
+        return f"GPU memory: not known ({why.rstrip('.')})"
+    text = f"GPU memory: {format_memory(used)} of your {format_memory(lease.memory_bytes)} in use"
+    return text + (" (SIMULATED)" if lease.simulated else "")
 
 
 def _money(amount_u: int, lease: LeaseView) -> str:
