@@ -29,6 +29,12 @@ function money(micro, currency) {
   return `${(micro / 1e6).toFixed(digits)} ${currency}`;
 }
 
+/** Not rounded: 0.875 is not 0.88. */
+function price(micro, currency) {
+  const text = (micro / 1e6).toFixed(4).replace(/(\.\d\d\d?)0+$/, '$1');
+  return `${text.replace(/(\.\d\d)0$/, '$1')} ${currency}`;
+}
+
 /** The server's answer as one reading; what was known of the device stays. */
 function asReading(answer, before) {
   const row = answer.rows.at(-1);
@@ -113,7 +119,7 @@ function draw(el, reading) {
     rows.push(line('Utilisation', null, reading.utilisation_reason));
   }
   if (typeof reading.cost === 'number') {
-    const rate = money(reading.rate, reading.currency);
+    const rate = price(reading.rate, reading.currency);
     const cost = money(reading.cost, reading.currency);
     rows.push(line('Cost', null, `${cost} so far, ${rate} per hour`));
   }

@@ -53,6 +53,15 @@ export function money(
   return `${number(micro / MICRO, locale, digits)} ${currency}`;
 }
 
+/** A price, exactly as far as four digits: "0.875 EUR" is not "0.88 EUR". */
+export function price(micro: number, currency: string, locale?: string): string {
+  const text = new Intl.NumberFormat(locale, {
+    minimumFractionDigits: 2,
+    maximumFractionDigits: 4
+  }).format(micro / MICRO);
+  return `${text} ${currency}`;
+}
+
 /** "10:32" in the browser's time zone. */
 export function clock(us: number, locale?: string): string {
   return new Intl.DateTimeFormat(locale, {

@@ -1,4 +1,4 @@
-/** The four plugins; each can be disabled, and none waits for the network to start. */
+/** The five plugins; each can be disabled, and none waits for the network to start. */
 import {
   ILabShell,
   ILayoutRestorer,
@@ -6,10 +6,12 @@ import {
   type JupyterFrontEndPlugin
 } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
+import { ILauncher } from '@jupyterlab/launcher';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { gpuIcon } from './icon';
+import { StarterCards } from './launcher';
 import { GpuModel, IGpuModel } from './model';
 import { Notifier } from './notify';
 import { GpuPanel } from './panel';
@@ -106,4 +108,19 @@ const notify: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [model, status, panel, notify];
+const starters: JupyterFrontEndPlugin<void> = {
+  id: 'jupyterlab-gpuslice:starters',
+  description: 'Opens copies of the starter notebooks from the launcher.',
+  autoStart: true,
+  optional: [ILauncher, ICommandPalette, ITranslator],
+  activate: (
+    app: JupyterFrontEnd,
+    launcher: ILauncher | null,
+    palette: ICommandPalette | null,
+    translator: ITranslator | null
+  ) => {
+    void new StarterCards(app, bundle(translator)).show(launcher, palette);
+  }
+};
+
+export default [model, status, panel, notify, starters];

@@ -48,7 +48,7 @@ export function reading(state: IState, browserUs: number, trans: TranslationBund
     utilisationReason: none ? null : (device?.utilisation_reason ?? waiting),
     cost: costText(state, browserUs, trans),
     rate: bill
-      ? trans.__('%1 per hour', format.money(bill.rate_u_per_hour, bill.currency, language, 2))
+      ? trans.__('%1 per hour', format.price(bill.rate_u_per_hour, bill.currency, language))
       : null,
     simulated: Boolean(device?.simulated || bill?.simulated),
     remarks: remarks(state, browserUs, trans)

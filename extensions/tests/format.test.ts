@@ -22,6 +22,11 @@ void test('money is as on the other pages, small amounts are seen to move', () =
   assert.equal(format.money(1_234_500_000, 'EUR', 'de'), '1.234,50 EUR');
 });
 
+void test('a price is not rounded to something else', () => {
+  assert.equal(format.price(875_000, 'EUR', 'en'), '0.875 EUR');
+  assert.equal(format.price(2_500_000, 'EUR', 'en'), '2.50 EUR');
+});
+
 void test('percent is whole', () => {
   assert.equal(format.percent(39.6, 'en'), '40%');
   assert.equal(format.percent(0, 'en'), '0%');
