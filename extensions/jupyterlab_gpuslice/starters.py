@@ -19,6 +19,7 @@ from gpuslice.errors import Refused
 from jupyterlab_gpuslice.routes import Handler, login, refusals
 
 _NONE_HERE = "No starter notebooks are installed here (the package gpuslice-starters)."
+_LONGEST = 500  # bytes of a request
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -81,10 +82,7 @@ class StartersHandler(Handler):
     @login
     @refusals
     async def post(self) -> None:
-        body = self.get_json_body()
-        name = body.get("name") if isinstance(body, dict) else None
-        if not isinstance(name, str):
-            raise Refused("bad-request", "name: which starter notebook", status=400)
+        name = _name(self.request.body)
         files = self.contents_manager
         if not isinstance(files, FileContentsManager):
             raise Refused("no-folder", "The files of this server are not in a folder.", status=501)
@@ -96,3 +94,15 @@ class StartersHandler(Handler):
 
 
 ROUTES: dict[str, type[Handler]] = {"starters": StartersHandler}
+
+
+def _name(body: bytes) -> str:
+    """The name in a request, which may be anybody's bytes."""
+    try:
+        said = json.loads(body) if len(body) <= _LONGEST else None
+    except ValueError:
+        said = None
+    name = said.get("name") if isinstance(said, dict) else None
+    if not isinstance(name, str):
+        raise Refused("bad-request", "name: which starter notebook", status=400)
+    return name

@@ -124,11 +124,16 @@ class ServiceStub:
 
 
 class Notebook:
-    """``jupyter server`` with the extension, under a base URL with a space in it."""
+    """A Jupyter server with the extension, under a base URL with a space in it.
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    Runs the checkout's code, or with ``python`` JupyterLab as it is installed there.
+    """
+
+    def __init__(
+        self, folder: Path, environment: dict[str, str], python: Path | None = None
+    ) -> None:
         for name in ("config", "data", "runtime", "work"):
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
         self.token = secrets.token_hex(8)
         self.base = "/a%20user/ada/"
         self._runtime = folder / "runtime"
@@ -138,17 +143,23 @@ class Notebook:
             if not name.startswith(("JUPYTER", "NVMLSIM_", "GPUSLICE_", "CUDA_", "NVIDIA_"))
         }
         self.log = folder / "log"
+        self.files = folder / "work"
+        installed = python is not None
+        checkout = os.pathsep.join([str(ROOT / "extensions"), str(ROOT / "spawner")])
+        enable = "--ServerApp.jpserver_extensions={'jupyterlab_gpuslice': True}"
         self._process = subprocess.Popen(
             [
-                sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root",
+                str(python or sys.executable), "-m",
+                "jupyterlab" if installed else "jupyter_server",
+                "--no-browser", "--allow-root",
                 "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
-                f"--ServerApp.base_url={self.base}", f"--ServerApp.root_dir={folder / 'work'}",
+                f"--ServerApp.base_url={self.base}", f"--ServerApp.root_dir={self.files}",
                 f"--IdentityProvider.token={self.token}",
-                "--ServerApp.jpserver_extensions={'jupyterlab_gpuslice': True}",
+                *([] if installed else [enable]),
             ],
             env={
                 **clean,
-                "PYTHONPATH": os.pathsep.join([str(ROOT / "extensions"), str(ROOT / "spawner")]),
+                "PYTHONPATH": "" if installed else checkout,
                 "HOME": str(folder),
                 "JUPYTER_CONFIG_DIR": str(folder / "config"),
                 "JUPYTER_DATA_DIR": str(folder / "data"),
@@ -183,23 +194,28 @@ class Notebook:
         return True
 
     def ask(
-        self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
     ) -> tuple[int, Any]:
         """Status and JSON; with the server's token unless ``headers`` are given."""
         if headers is None:
             headers = {"Authorization": f"token {self.token}"}
         request = urllib.request.Request(
-            self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None
+            self.url + path, method=method, headers=headers, data=body if method == "POST" else None
         )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                status, body = answer.status, answer.read()
+                status, said = answer.status, answer.read()
         except urllib.error.HTTPError as error:
-            status, body = error.code, error.read()
+            status, said = error.code, error.read()
         try:
-            return status, json.loads(body) if body else None
+            return status, json.loads(said) if said else None
         except ValueError:
-            return status, body
+            return status, said
 
     def sample(self, since: int = 0) -> dict[str, Any]:
         status, answer = self.ask(f"gpuslice/api/sample?since={since}")
