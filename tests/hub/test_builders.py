@@ -338,7 +338,12 @@ def test_configure_fills_an_empty_config(state: Path) -> None:
         "api_token": token,
         "display": False,
         "oauth_no_confirm": True,
-        "oauth_client_allowed_scopes": ["custom:gpuslice:admin", "custom:gpuslice:lease!user"],
+        "oauth_client_allowed_scopes": [
+            "custom:gpuslice:admin",
+            "custom:gpuslice:read-all",
+            "custom:gpuslice:lease!user",
+            "admin-ui",
+        ],
     }
     roles = {role["name"]: role for role in hub.load_roles}
     assert roles["gpuslice-service"]["scopes"] == [

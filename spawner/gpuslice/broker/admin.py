@@ -97,6 +97,7 @@ def set_limit(session: Session, body: wire.SetLimit, *, actor: str, now: int) ->
         actor=actor,
         now=now,
         reason=body.reason,
+        subject=f"leases of {body.name or 'everybody'} ({body.scope})"[:255],
     )
     after = policies.current(session, body.scope, account_id, policies.CONCURRENT_SLICES)
     assert after is not None

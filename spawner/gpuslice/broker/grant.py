@@ -15,7 +15,7 @@ from gpuslice.fleet.slice_types import SliceCatalogue, SliceType
 from gpuslice.ledger import accounts, billing
 from gpuslice.ledger.database import Conflict
 from gpuslice.ledger.prices import DEFAULT_LIST
-from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, Node
+from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease
 from gpuslice.placement import Claim as PlannedClaim
 from gpuslice.placement import FleetSnapshot, NoPlace, Placement, capacity, place
 from gpuslice.quotas.admission import admit
@@ -167,7 +167,6 @@ def _lease(
         if placement.leased_uuid
         else None
     )
-    node = session.get_one(Node, placement.node_id)
     claim = placement.device_claim
     shared = claim is not None and not claim.whole and claim.mig_uuid is None
     memory = claim.memory_bytes if claim is not None and shared else None
@@ -180,7 +179,7 @@ def _lease(
         memory_bytes=memory or (device.memory_bytes if device is not None else None),
         share_milli=claim.share_milli if claim is not None and shared else None,
         enforcement=int(placement.enforcement),
-        simulated=device.simulated if device is not None else node.simulated,
+        simulated=device is not None and device.simulated,
         price_list=DEFAULT_LIST, state=LeaseState.GRANTED.value, state_us=now, granted_us=now,
         start_before_us=now + rules.start_timeout_us,
     )  # fmt: skip

@@ -104,14 +104,19 @@ def _cursor(text: str) -> tuple[int, str]:
 
 def offers(session: Session, rules: GrantRules, currency: str) -> list[wire.Offer]:
     """Every slice type on offer, with how many are free now or why none is."""
-    fleet = without_nodes(fleet_snapshot(session, rules.host_reserve_ram), rules.closed_nodes)
+    everything = fleet_snapshot(session, rules.host_reserve_ram)
+    fleet = without_nodes(everything, rules.closed_nodes)
     limits = ceilings(session)
-    return [_offer(fleet, offered, rules, limits, currency) for offered in rules.catalogue.types]
+    return [
+        # What is simulated stays so while its node is away.
+        _offer(fleet, offered, rules, limits, currency, _simulated(everything, offered))
+        for offered in rules.catalogue.types
+    ]
 
 
 def _offer(
     fleet: FleetSnapshot, offered: SliceType, rules: GrantRules,
-    limits: dict[str, wire.Enforcement], currency: str,
+    limits: dict[str, wire.Enforcement], currency: str, simulated: bool,
 ) -> wire.Offer:  # fmt: skip
     free, total = capacity(fleet, offered, reserve_bytes=rules.reserve_bytes, ceilings=limits)
     found = place(fleet, offered, reserve_bytes=rules.reserve_bytes, ceilings=limits)
@@ -124,7 +129,7 @@ def _offer(
         slice=offered.name, title=offered.title, kind=offered.kind,
         device_model=offered.model, memory_bytes=offered.memory_bytes,
         share_milli=offered.share_milli, enforcement=_enforcement(fleet, offered, found, limits),
-        simulated=_simulated(fleet, offered), rate_u_per_hour=offered.rate_u_per_hour,
+        simulated=simulated, rate_u_per_hour=offered.rate_u_per_hour,
         currency=currency, free=free, total=total, unavailable=unavailable,
     )  # fmt: skip
 

@@ -49,6 +49,7 @@ def set_limit(
     actor: str,
     now: int,
     reason: str | None = None,
+    subject: str | None = None,
 ) -> bool:
     """Make ``value`` (None: unlimited) the limit from now on; returns whether it changed."""
     before = current(session, scope, account_id, kind)
@@ -66,7 +67,7 @@ def set_limit(
     )  # fmt: skip
     session.add(
         Audit(
-            at_us=now, actor=actor, action="quota.set", subject=slot, reason=reason,
+            at_us=now, actor=actor, action="quota.set", subject=subject or slot, reason=reason,
             before=None if before is None else json.dumps(before.limit_value),
             after=json.dumps(value),
         )

@@ -120,7 +120,13 @@ def service_entry(settings: Settings, token: str) -> dict[str, Any]:
         "display": False,
         "oauth_no_confirm": True,
         # Without these a browser's token would not carry them, whoever logs in.
-        "oauth_client_allowed_scopes": [SCOPE_ADMIN, f"{SCOPE_LEASE}!user"],
+        "oauth_client_allowed_scopes": [
+            SCOPE_ADMIN,
+            SCOPE_READ_ALL,
+            f"{SCOPE_LEASE}!user",
+            # Only for the hub's own link in the navigation of our pages.
+            "admin-ui",
+        ],
     }
 
 
