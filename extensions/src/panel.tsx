@@ -101,12 +101,13 @@ interface ISectionProps {
 
 function SimulatedNote(props: { state: IState; trans: TranslationBundle }): React.JSX.Element {
   const { state, trans } = props;
+  const sentences = [
+    ...(state.device?.kind === 'none' ? [] : [trans.__('There is no such GPU.')]),
+    ...(state.bill ? [trans.__('No real money is meant.')] : [])
+  ];
   return (
     <p className="jp-GpuSlicePanel-simulated">
-      <Simulated trans={trans} />{' '}
-      {state.bill
-        ? trans.__('There is no such GPU, and no real money is meant.')
-        : trans.__('There is no such GPU.')}
+      <Simulated trans={trans} /> {sentences.join(' ')}
     </p>
   );
 }

@@ -36,16 +36,18 @@ export function reading(state: IState, browserUs: number, trans: TranslationBund
   const total = device?.memory_total ?? null;
   const used = row?.memory ?? null;
   const busy = row?.utilisation ?? null;
-  const waiting = row === null ? trans.__('being measured') : null;
+  const away = state.problem !== null;
+  const waiting =
+    row !== null ? null : away ? trans.__('not known at the moment') : trans.__('being measured');
   const none = device?.kind === 'none';
   return {
     title: bill?.title ?? device?.label ?? trans.__('GPU'),
     memory: used === null ? null : memoryText(used, total, language, trans),
     memoryShare: used === null || !total ? null : used / total,
-    memoryReason: none ? null : (device?.memory_reason ?? waiting),
+    memoryReason: none ? null : (waiting ?? device?.memory_reason ?? null),
     utilisation: busy === null ? null : format.percent(busy, language),
     utilisationShare: busy === null ? null : busy / 100,
-    utilisationReason: none ? null : (device?.utilisation_reason ?? waiting),
+    utilisationReason: none ? null : (waiting ?? device?.utilisation_reason ?? null),
     cost: costText(state, browserUs, trans),
     rate: bill
       ? trans.__('%1 per hour', format.price(bill.rate_u_per_hour, bill.currency, language))
