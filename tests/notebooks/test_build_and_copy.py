@@ -115,6 +115,23 @@ def test_a_copy_and_the_same_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_copy_that_was_only_run_is_opened_again(tmp_path: Path) -> None:
+    """JupyterLab writes the kernel's notes and outputs into it; it is still this starter."""
+    first = copy_for(tmp_path, "start-here")
+    notebook = json.loads(first.read_bytes())
+    notebook["metadata"]["language_info"] = {"name": "python", "version": "3"}
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["seen"]}]
+    code["source"] = code["source"] if isinstance(code["source"], str) else "".join(code["source"])
+    first.write_text(json.dumps(notebook))
+    assert copy_for(tmp_path, "start-here") == first
+    assert "seen" in first.read_text()
+    code["source"] += "\n# mine"
+    first.write_text(json.dumps(notebook))
+    assert copy_for(tmp_path, "start-here") == tmp_path / "start-here-2.ipynb"
+    assert "# mine" in first.read_text()
+
+
 def test_what_somebody_changed_is_left_alone(tmp_path: Path) -> None:
     first = copy_for(tmp_path, "start-here")
     first.write_text("mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -26,8 +27,9 @@ class NoFreeName(OSError):
 def copy_for(user_home: str | os.PathLike[str], name: str) -> Path:
     """Put a starter into a home folder and return where it is.
 
-    A file that is there is never changed: if it is exactly this starter it is returned as it is,
-    else the next free name is taken (`start-here-2.ipynb`).
+    A file that is there is never changed. If its cells say what this starter says it is returned
+    as it is, run or not; if somebody has written in it, the next name is taken
+    (`start-here-2.ipynb`).
 
     Raises:
         UnknownStarter: There is no starter of this name.
@@ -62,8 +64,14 @@ def _create(path: Path, content: bytes) -> bool:
 
 
 def _is(path: Path, content: bytes) -> bool:
-    """Whether this is a file with exactly this content."""
+    """Whether this file's cells are exactly these; outputs and the kernel's notes do not count."""
     try:
-        return path.is_file() and path.read_bytes() == content
-    except OSError:
-        return False
+        return path.is_file() and _cells(path.read_bytes()) == _cells(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False  # not a notebook any more
+
+
+def _cells(content: bytes) -> list[tuple[str, str]]:
+    """Kind and source of each cell; a source may be one text or its lines."""
+    cells = json.loads(content)["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
