@@ -1,7 +1,7 @@
 # Everything a newcomer runs. `make` alone lists it. Targets are words, never paths, because make
 # cannot handle a path with spaces and this checkout may lie under one.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long lint format images bench docs lock clean
+.PHONY: help setup run test test-long lint format images bench docs pictures lock clean
 
 PY := .venv/bin/python
 ENGINE ?= local
@@ -49,8 +49,15 @@ images: ## build the container images (none yet)
 bench: ## run the benchmarks (none yet)
 	@echo "There are no benchmarks yet." >&2; exit 1
 
-docs: ## build the documentation (nothing to build yet)
-	@echo "There is nothing to build yet: read README.md, CONTRIBUTING.md and docs/ as they are." >&2; exit 1
+docs: ## build the documentation to docs/_build (a broken link or a warning fails)
+	@$(SETUP) docs
+	@$(PY) docs/make_reference.py
+	@$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "Open docs/_build/index.html"
+
+pictures: ## make the README's pictures anew, with a browser and a platform of its own
+	@$(SETUP) test
+	@$(PY) docs/make_screenshots.py
 
 lock: ## write requirements/*.txt anew (LOCK_ARGS=--upgrade moves the versions)
 	@$(SETUP) dev

@@ -30,6 +30,7 @@ compile test pyproject.toml --extra hub --extra postgres --group notebook --grou
     --group node --group build --group test --constraints requirements/run.txt
 compile dev --group dev --constraints requirements/test.txt
 compile compiler --group compiler
+compile docs --group docs --constraints requirements/test.txt
 
 # torch: the CPU build for the machine that tests run on, because PyPI's build for Linux brings
 # gigabytes of CUDA that no test uses. The CPU wheels are not on PyPI, so uv looks where pip is told

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Sets up everything inside the checkout: `sh tools/setup.sh run` for what `make run` needs,
-# `sh tools/setup.sh test` for that and the tests' packages, `dev` for the locks and hooks too.
+# `sh tools/setup.sh test` for that and the tests' packages, `dev` for the locks and hooks too,
+# `docs` for what `make docs` builds with.
 #
 # Each step leaves a stamp that says what it was made from (the lock's checksum), so a second run
 # takes a moment. The checkout's path may contain spaces: everything here is relative or quoted.
@@ -195,11 +196,11 @@ if command -v flock >/dev/null 2>&1; then
 fi
 
 case $what in
-    run | test | dev) ;;
-    *) missing "tools/setup.sh knows run, test and dev, not '$what'." ;;
+    run | test | dev | docs) ;;
+    *) missing "tools/setup.sh knows run, test, dev and docs, not '$what'." ;;
 esac
 make_venv
-if [ "$what" = run ]; then
+if [ "$what" = run ] || [ "$what" = docs ]; then
     install_lock run "about a minute"
 else
     if ! command -v git >/dev/null 2>&1; then
@@ -213,6 +214,7 @@ if [ "$what" = test ]; then install_torch; fi
 # There nothing may be skipped, and one test compiles with ziglang.
 if [ "$what" = test ] && [ "${CI:-}" = true ]; then install_lock compiler "100 MB"; fi
 if [ "$what" = dev ]; then install_lock dev "some seconds"; fi
+if [ "$what" = docs ]; then install_lock docs "some seconds"; fi
 install_project
 install_node_modules
 install_extension
