@@ -233,3 +233,14 @@ def postgres_database() -> Iterator[Callable[[], str]]:
 def postgres_url(postgres_database: Callable[[], str]) -> str:
     """The SQLAlchemy URL of a new, empty PostgreSQL database."""
     return postgres_database()
+
+
+# --------------------------------------------------------------------------------- simulated NVML
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated NVML library, built once: a process can load only one for its life."""
+    import nvmlsim
+
+    return nvmlsim.build_library(tmp_path_factory.mktemp("a library"))

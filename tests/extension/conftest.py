@@ -7,15 +7,26 @@ from pathlib import Path
 
 import pytest
 
-import nvmlsim
+from gpuslice.nvml import Nvml
 from notebookworld import Notebook, ServiceStub
 from nvmlsim import Fleet
 from simfleet import three_models
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvmlsim.build_library(tmp_path_factory.mktemp("library"))
+@pytest.fixture(autouse=True)
+def doors_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Samplers of this process end with it; their doors to NVML must not outlive their test."""
+    opened: list[Nvml] = []
+    really = Nvml.open
+
+    def open_door(library: Path | None = None) -> Nvml:
+        opened.append(really(library))
+        return opened[-1]
+
+    monkeypatch.setattr(Nvml, "open", open_door)
+    yield
+    for door in opened:
+        door.close()
 
 
 @pytest.fixture

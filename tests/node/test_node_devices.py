@@ -14,7 +14,7 @@ import pytest
 from gpuslice import wire
 from gpuslice.nodeclient import NodeRefused
 from gpuslice.wire import ServerState, SliceKind
-from nvmlsim import Fleet, SimProcess, build_library
+from nvmlsim import Fleet, SimProcess
 from realnode import Node, call, until
 from simfleet import three_models
 
@@ -38,11 +38,6 @@ while True:
         held = None
     time.sleep(0.05)
 """
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_library(tmp_path_factory.mktemp("nvmlsim"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gpuslice.node.procs import all_processes, descendants
 from gpuslice.node.store import Store
 from gpuslice.node.use import MAX_AGE_US, UseSampler
 from gpuslice.wire import ServerState, SliceKind
-from nvmlsim import Fleet, SimProcess, build_library
+from nvmlsim import Fleet, SimProcess
 from realnode import Node, call, until
 from simfleet import three_models
 
@@ -41,11 +41,6 @@ while True:
     time.sleep(0.05)
 """
 HANDLE = "nvmlDeviceGetHandleByUUID"
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_library(tmp_path_factory.mktemp("nvmlsim"))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ import pytest
 from starterworld import HERE
 
 import gpulab
-import nvmlsim
 from gpulab import GpuRequired, open_lab
 from gpuslice import wire
 from notebookworld import ServiceStub, a_lease, a_me
@@ -214,11 +213,6 @@ def test_a_service_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
 # -------------------------------------------------------------------------------------- GPU memory
 
 _TELL = "import gpulab; print(gpulab.my_slice()); print(gpulab.memory_used())"
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvmlsim.build_library(tmp_path_factory.mktemp("library"))
 
 
 def _told(library: Path, state: Path, **env: str) -> str:

@@ -31,11 +31,6 @@ GIB = 1 << 30
 H100, A100, L4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L4"
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvmlsim.build_library(tmp_path_factory.mktemp("library"))
-
-
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
     """An H100 in MIG mode, an A100 in MIG mode, an L4 and a whole H100."""

@@ -28,11 +28,6 @@ from simfleet import A100, H100, L4, three_models
 GIB = 1 << 30
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvmlsim.build_library(tmp_path_factory.mktemp("a library"))
-
-
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
     with three_models(tmp_path / "fleet") as fleet:
