@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from platform_world import Platform, until
-from playwright.sync_api import Browser, Locator, Page, Response
+from playwright.sync_api import Browser, Locator, Page, Response, WebSocket
 from playwright.sync_api import Error as PlaywrightError
 
 from gpuslice.cli.secrets import read_secret
@@ -17,6 +17,8 @@ from gpuslice.cli.secrets import read_secret
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 PATIENCE_MS = 90_000
 T = TypeVar("T")
+#: JupyterLab loads its themes; the other pages have no such mark.
+LAB_FOLLOWS = "light => [undefined, String(light)].includes(document.body.dataset.jpThemeLight)"
 WIDE, NARROW = (1280, 900), (420, 900)
 SERVICE = "/services/gpuslice/"
 
@@ -36,10 +38,22 @@ class Person:
         self._context.set_default_timeout(PATIENCE_MS)
         self.page = self._context.new_page()
         self.page.on("console", lambda message: self._note(message.type, message.text))
+        self._kernel_answered = False
+        self.page.on("websocket", self._listen)
         self.page.on("pageerror", lambda error: self._note("exception", str(error)))
 
     def _note(self, kind: str, text: str) -> None:
         self.console.append(f"{kind}: {text}")
+
+    def _listen(self, socket: WebSocket) -> None:
+        """Lab shows a kernel as idle before it has answered, and loses what is run by then."""
+
+        def hear(frame: str | bytes) -> None:
+            text = frame if isinstance(frame, bytes) else frame.encode()
+            self._kernel_answered |= b"kernel_info_reply" in text
+
+        if "/api/kernels/" in socket.url:
+            socket.on("framereceived", hear)
 
     def close(self) -> None:
         self._context.close()
@@ -59,6 +73,7 @@ class Person:
             for scheme in ("light", "dark"):
                 # Without motion there is no colour halfway between the two.
                 self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+                self.page.wait_for_function(LAB_FOLLOWS, arg=scheme == "light")
                 self.page.screenshot(
                     path=ARTIFACTS / f"{name}-{size}-{scheme}.png",
                     full_page=True,
@@ -133,6 +148,7 @@ class Person:
 
     def run_all(self) -> None:
         """Run the open notebook and wait until its kernel has nothing more to do."""
+        self.until("the kernel has answered", lambda: self._kernel_answered)
         self.wait_for_kernel("idle")
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
