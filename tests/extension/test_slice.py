@@ -238,3 +238,9 @@ def test_own_processes_are_the_tree_and_the_session(tmp_path: Path) -> None:
     )  # fmt: skip
     (proc / "version").write_text("not a process")
     assert own_processes(10, proc) == {10, 11, 12, 13}
+
+
+def test_no_session_of_its_own_is_not_everybodys(tmp_path: Path) -> None:
+    # Session 0: a server that was started from outside its pid namespace, beside init itself.
+    proc = _proc(tmp_path / "proc", (1, 0, 0), (2, 0, 0), (10, 1, 0), (11, 10, 0), (20, 1, 0))
+    assert own_processes(10, proc) == {10, 11}
