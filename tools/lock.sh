@@ -26,7 +26,7 @@ compile() { # compile NAME ARGUMENTS...: one lock file
 mkdir -p requirements .tools
 compile run pyproject.toml --extra hub --group notebook --group starters --group node --group build
 # One set of versions: the tests run what `make run` runs.
-compile test pyproject.toml --extra hub --extra postgres --group notebook --group starters \
+compile test pyproject.toml --extra hub --extra postgres --extra docker --group notebook --group starters \
     --group node --group build --group test --constraints requirements/run.txt
 compile dev --group dev --constraints requirements/test.txt
 compile compiler --group compiler

@@ -329,8 +329,8 @@ def own_processes(root_pid: int, proc: Path = Path("/proc")) -> set[int]:
         pid = int(entry.name)
         parents.setdefault(parent, []).append(pid)
         sessions[pid] = session
-    # Session 0 is "outside this pid namespace", or none at all: init and the kernel's threads have it
-    # too, so it says nothing about whose a process is.
+    # Session 0 is "outside this pid namespace", or none at all: init and the kernel's threads have
+    # it too, so it says nothing about whose a process is.
     own_session = sessions.get(root_pid) or None
     own = {pid for pid, session in sessions.items() if session == own_session} | {root_pid}
     todo = list(own)

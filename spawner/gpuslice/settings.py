@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from decimal import Decimal, InvalidOperation
 from enum import Enum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self, get_args
 from zoneinfo import ZoneInfo
@@ -248,6 +249,12 @@ class ServiceSettings(_Table):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to bind.")
     port: int = Field(8085, ge=1, le=65535, description="TCP port to bind.")
+    url: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/]+)?$",
+        description="Scheme, host and port at which hub and node reach the service. Empty: "
+        "`host` and `port`.",
+    )
     public_prefix: str = Field(
         "/services/gpuslice/",
         pattern=r"^/([A-Za-z0-9._~%@-]+/)*$",
@@ -273,6 +280,119 @@ class NodeSettings(_Table):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="Name of this node in every table. Do not change it once leases exist.",
     )
+
+
+class ImageSettings(_Table):
+    """One `[[docker.image]]`: an image that notebook servers may be started from."""
+
+    reference: str = Field(
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/:-]{0,199}(@sha256:[0-9a-f]{64})?$",
+        description="As in `docker pull`; with its digest nobody can put another image under it.",
+    )
+    title: str = Field(
+        "", max_length=100, description="What users read. Empty: the reference itself."
+    )
+
+
+class DockerSettings(_Table):
+    """The `docker` engine: what a notebook server's container may have, and where things are.
+
+    Read by the node, which makes every container; paths are the host's.
+    """
+
+    socket: str = Field("/var/run/docker.sock", pattern=r"^/", description="The engine's socket.")
+    image: tuple[ImageSettings, ...] = Field(
+        (ImageSettings(reference="gpuslice/notebook:latest", title="Notebook"),),
+        strict=False,
+        min_length=1,
+        max_length=50,
+        description="The images that may be started; the first is chosen beforehand.",
+    )
+    user: str = Field(
+        "1000:100",
+        pattern=r"^[1-9][0-9]{0,9}:[1-9][0-9]{0,9}$",
+        description="User and group id of every notebook server; never root.",
+    )
+    home: str = Field(
+        "volume",
+        pattern=r"^(volume|/[^:,]*)$",
+        description="Where homes are: `volume` (one Docker volume per user), or a folder of the "
+        "host, such as a mounted NFS path, with one folder per user.",
+    )
+    home_size: MemoryBytes | None = Field(
+        None,
+        description="Size limit of a home. It is enforced where the file system can (XFS with "
+        "project quotas); elsewhere users are warned.",
+    )
+    shared: str | None = Field(
+        None,
+        pattern=r"^/[^:,]*$",
+        description="A folder of the host that every server sees read-only as `/shared`.",
+    )
+    read_only: bool = Field(
+        True, description="The image cannot be changed: only the home and `/tmp` are writable."
+    )
+    tmp: MemoryBytes = _text_default("2GiB", "Size limit of `/tmp`; it counts as RAM.")
+    shm: MemoryBytes | None = Field(
+        None,
+        description="Size limit of `/dev/shm`, which data loaders use; it counts as RAM. Left "
+        "out: half of the slice's RAM.",
+    )
+    pids: int = Field(4096, ge=64, le=1 << 22, description="Processes and threads of one server.")
+    log_size: MemoryBytes = _text_default("10MiB", "Size of one log file of a server.")
+    log_files: int = Field(3, ge=1, le=100, description="How many log files of a server are kept.")
+    internet: bool = Field(
+        True, description="Whether notebook servers reach anything beside the hub."
+    )
+    network_pool: str = Field(
+        "10.213.0.0/16",
+        pattern=r"^[0-9.]+/[0-9]{1,2}$",
+        description="Addresses of the servers' networks: every lease has a network of its own "
+        "with 8 of them.",
+    )
+    gates: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        max_length=8,
+        description="Containers that are connected to every lease's network, and nothing else "
+        "is: the hub's and the proxy's. Empty where these run on the host.",
+    )
+    cdi_dir: str = Field(
+        "/var/run/cdi", pattern=r"^/", description="Where the engine finds CDI devices."
+    )
+    host_dir: str = Field(
+        "/var/lib/gpuslice/host",
+        pattern=r"^/",
+        description="A folder of the host for files that containers are given.",
+    )
+    host_root: str = Field(
+        "/",
+        pattern=r"^/",
+        description="Where the node sees the host's root folder; `/proc/1/root` in a container "
+        "that shares the host's processes.",
+    )
+    nvidia_ctk: tuple[str, ...] = Field(
+        ("nvidia-ctk",),
+        strict=False,
+        min_length=1,
+        max_length=20,
+        description="The command of the NVIDIA container toolkit, which says what a container "
+        "needs for a GPU.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        references = [image.reference for image in self.image]
+        if len(set(references)) != len(references):
+            _fail("the same image is listed twice", "image")
+        try:
+            pool = ip_network(self.network_pool)
+        except ValueError:
+            _fail(f"{self.network_pool!r} is no network; write for example '10.213.0.0/16'",
+                  "network_pool")  # fmt: skip
+        if pool.prefixlen > 24:
+            _fail("is too small; use /24 or larger", "network_pool")
+        return self
 
 
 class LimitSettings(_Table):
@@ -417,6 +537,7 @@ class Settings(_Table):
     limits: LimitSettings = LimitSettings()
     timing: TimingSettings = TimingSettings()
     fleet: FleetSettings = FleetSettings()
+    docker: DockerSettings = DockerSettings()
     slice: tuple[SliceSettings, ...] = Field((), strict=False, max_length=200)
 
     _source: str = PrivateAttr(NO_FILE)
@@ -477,6 +598,11 @@ def settings_reference() -> str:
         else:
             heading = "[[slice]]" if name == "slice" else f"[{name}]"
             tables.append((heading, table))
+            tables += [
+                (f"[[{name}.{key}]]", inner)
+                for key, nested in table.model_fields.items()
+                if (inner := _table_of(nested)) is not None
+            ]
     for heading, table in tables:
         lines += ["", f"## {heading}", "", table.__doc__ or "", ""]
         lines += ["| key | default | meaning |", "|---|---|---|"]
@@ -614,6 +740,8 @@ def _reference_row(name: str, field: FieldInfo) -> str:
         default = "none"
     elif isinstance(field.default, Enforcement):
         default = f'`"{field.default.label}"`'
+    elif field.annotation is not None and _table_of(field) is not None:
+        default = "see below"
     else:
         default = f"`{json.dumps(field.default)}`"
     return f"| `{name}` | {default} | {(field.description or '').replace('|', '/')} |"
@@ -622,8 +750,10 @@ def _reference_row(name: str, field: FieldInfo) -> str:
 __all__ = [
     "NO_FILE",
     "DatabaseSettings",
+    "DockerSettings",
     "FleetSettings",
     "HubSettings",
+    "ImageSettings",
     "LimitSettings",
     "NodeSettings",
     "Problem",

@@ -210,6 +210,9 @@ class PrepareSlice(Wire):
     memory_bytes: Bytes | None
     share_milli: int | None
     enforcement: Enforcement
+    #: What the host has set aside: thousandths of a core (0: no limit), and bytes of RAM.
+    cpu_milli: Annotated[int, Field(ge=0)] = 0
+    ram_bytes: Bytes
 
 
 class ReleaseResult(Wire):

@@ -226,5 +226,6 @@ def cpu_slice(lease_id: str, **changes: Any) -> wire.PrepareSlice:
         "memory_bytes": None,
         "share_milli": None,
         "enforcement": wire.Enforcement.ADVISORY,
+        "ram_bytes": 1 << 30,
     }
     return wire.PrepareSlice(**fields | changes)

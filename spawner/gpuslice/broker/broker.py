@@ -28,7 +28,7 @@ from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
 from gpuslice.ledger import migrate
 from gpuslice.ledger.database import Database, LedgerError
 from gpuslice.ledger.prices import follow_settings
-from gpuslice.ledger.tables import Lease
+from gpuslice.ledger.tables import Claim, Lease
 from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
 from gpuslice.quotas import policies
 from gpuslice.settings import Settings
@@ -346,7 +346,7 @@ class Broker:
             if lease.state != wire.LeaseState.GRANTED:
                 raise Refused("attempt-over", f"This attempt's lease is {lease.state} already.")
             granted = views.lease_grant(session, lease, currency=currency)
-            return granted, _prepare(request, granted)
+            return granted, _prepare(request, granted, views.host_claim(session, lease.id))
 
         granted, slice_ = await self._serve(self._write(work))
         try:
@@ -581,10 +581,12 @@ class Broker:
         }
 
 
-def _prepare(request: wire.LeaseRequest, granted: wire.LeaseGrant) -> wire.PrepareSlice:
+def _prepare(
+    request: wire.LeaseRequest, granted: wire.LeaseGrant, host: Claim
+) -> wire.PrepareSlice:
     return wire.PrepareSlice(
         lease_id=granted.lease_id, user=request.user, server=request.server,
         slice_type=granted.slice, kind=granted.kind, device_uuid=granted.device_uuid,
         memory_bytes=granted.memory_bytes, share_milli=granted.share_milli,
-        enforcement=granted.enforcement,
+        enforcement=granted.enforcement, cpu_milli=host.cpu_milli, ram_bytes=host.ram_bytes,
     )  # fmt: skip

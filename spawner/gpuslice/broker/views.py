@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from gpuslice import wire
 from gpuslice.broker.grant import GrantRules, without_nodes
-from gpuslice.broker.snapshot import ceilings, fleet_snapshot
+from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceType
 from gpuslice.ledger import accounts, billing
@@ -59,6 +59,13 @@ def lease_grant(session: Session, lease: Lease, *, currency: str) -> wire.LeaseG
         simulated=lease.simulated, rate_u_per_hour=rate.rate_u_per_hour, currency=currency,
         state=wire.LeaseState(lease.state), start_before_us=lease.start_before_us,
     )  # fmt: skip
+
+
+def host_claim(session: Session, lease_id: str) -> Claim:
+    """What a lease holds of its host: processors and RAM."""
+    return session.scalars(
+        sa.select(Claim).where(Claim.lease_id == lease_id, Claim.device_id == HOST)
+    ).one()
 
 
 def live_lease(session: Session, user: str, server: str) -> Lease | None:

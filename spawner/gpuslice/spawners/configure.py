@@ -188,6 +188,8 @@ def _secret(path: Path) -> str:
 
 
 def _service_root(settings: Settings) -> str:
+    if settings.service.url:
+        return settings.service.url
     host = settings.service.host
     # An address that means "all" is no address to connect to.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
