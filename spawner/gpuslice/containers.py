@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 from jupyterhub.slugs import safe_slug
 
 #: Every container, network and volume of ours carries this one.
@@ -35,13 +37,22 @@ def container_name(user: str, server: str, lease_id: str) -> str:
 
 
 def network_name(lease_id: str) -> str:
-    """The lease's own network."""
-    return f"gpuslice-{lease_id}"
+    """The lease's own network.
+
+    The engine takes a container's default route from the first of its networks in the order of
+    their names: with one that comes last, hub and proxy keep theirs, and with it their connections.
+    """
+    return f"zz-gpuslice-{lease_id}"
 
 
 def home_name(user: str) -> str:
-    """The name of a user's home: of the volume, or of the folder. No two users share one."""
-    return str(safe_slug(user))
+    """The name of a user's home: of the volume, or of the folder. No two users share one.
+
+    A plain name is its own; any other is told apart by 128 bits of its hash. The 32 of a slug are
+    so few that who may choose a name finds one with the home of somebody else.
+    """
+    slug = str(safe_slug(user))
+    return slug if slug == user else f"{slug}-{sha256(user.encode()).hexdigest()[8:32]}"
 
 
 def home_volume(user: str) -> str:
