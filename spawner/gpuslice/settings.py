@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,8 @@ from gpuslice.wire import Enforcement, SliceKind, SliceName
 NO_FILE = "built-in settings"
 #: A file longer than this is not a settings file.
 MAX_FILE_BYTES = 1 << 20
+#: ``GPUSLICE__NODE__ID`` in the environment is ``id`` of ``[node]`` and wins over the file.
+VARIABLE_PREFIX = "GPUSLICE__"
 _MAX_PROBLEMS = 8
 
 
@@ -242,6 +245,17 @@ class DatabaseSettings(_Table):
         description="SQLAlchemy URL of a SQLite file (`sqlite:///...`) or of PostgreSQL "
         "(`postgresql://...`). Empty: a SQLite file in the platform's data folder.",
     )
+    password_file: str = Field(
+        "",
+        pattern=r"^(/.*)?$",
+        description="A private file with the password that the `url` of a PostgreSQL leaves out.",
+    )
+
+    @model_validator(mode="after")
+    def _a_password_belongs_to_somebody(self) -> Self:
+        if self.password_file and not self.url.startswith("postgresql"):
+            _fail("does nothing without the url of a PostgreSQL; remove it", "password_file")
+        return self
 
 
 class ServiceSettings(_Table):
@@ -570,21 +584,55 @@ class Settings(_Table):
 
 
 def load_settings(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Read ``path`` (``None``: the defaults) and lay ``overrides`` (nested like the file) over it.
+    """Read ``path`` (``None``: the defaults), and lay the environment's variables over it.
+
+    Args:
+        path: ``gpuslice.toml``.
+        overrides: Nested like the file; they win over file and environment.
 
     Raises:
         SettingsError: the file cannot be read, is no TOML, or says something that is not allowed.
     """
     file = NO_FILE if path is None else str(path)
     given = {} if path is None else _read(path)
-    data = _merged(given, overrides or {})
+    variables = environment_settings(os.environ)
+    data = _merged(_merged(given, variables), overrides or {})
     try:
         settings = Settings.model_validate(data)
     except ValidationError as exc:
-        problems = tuple(_problem(error, data) for error in exc.errors(include_url=False))
+        problems = tuple(
+            _problem(error, data, variables) for error in exc.errors(include_url=False)
+        )
         raise SettingsError(file, problems) from None
     settings._source = file
     return settings
+
+
+def environment_settings(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The settings among these variables, nested like the file.
+
+    A value is written as in the file; a text may go without its quotes unless it would be read as
+    something else. An empty variable is none: compose files pass those on.
+    """
+    found: dict[str, Any] = {}
+    for name, text in sorted(environment.items()):
+        if name.startswith(VARIABLE_PREFIX) and text:
+            keys = name.removeprefix(VARIABLE_PREFIX).lower().split("__")
+            value: Any = _written(text)
+            for key in reversed(keys):
+                value = {key: value}
+            found = _merged(found, value)
+    return found
+
+
+def _written(text: str) -> Any:
+    """A value as it stands after ``key =`` in the file, or else the text itself."""
+    try:
+        parsed = tomllib.loads(f"value = {text}", parse_float=_TomlFloat)
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    # Not of several lines: that would be keys of its own.
+    return parsed["value"] if len(parsed) == 1 and "\n" not in text else text
 
 
 def settings_reference() -> str:
@@ -644,11 +692,11 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _problem(error: ErrorDetails, data: Mapping[str, Any]) -> Problem:
+def _problem(error: ErrorDetails, data: Mapping[str, Any], variables: Mapping[str, Any]) -> Problem:
     """One of pydantic's errors in our words."""
     context = error.get("ctx", {})
     loc = [*error["loc"], *([context["key"]] if context.get("key") else [])]
-    key = _key_path(loc, data)
+    key = _key_path(loc, data) + _variable(loc, variables)
     match error["type"]:
         case "extra_forbidden":
             return Problem(key, "unknown key" + _suggestion(loc))
@@ -662,6 +710,20 @@ def _problem(error: ErrorDetails, data: Mapping[str, Any]) -> Problem:
     message = error["msg"].replace("Input should", "should")
     got = "" if loc[0] == "database" else f", not {_shown(error['input'])}"
     return Problem(key, message + got)
+
+
+def _variable(loc: list[int | str], variables: Mapping[str, Any]) -> str:
+    """Which variable said this, if one did: looking for it in the file would be in vain."""
+    names: list[str] = []
+    there: Any = variables
+    for part in loc:
+        if not isinstance(there, Mapping) or part not in there:
+            break
+        names.append(str(part).upper())
+        there = there[part]
+    if not names or isinstance(there, Mapping):
+        return ""
+    return f" ({VARIABLE_PREFIX}{_shown_key('__'.join(names))})"
 
 
 def _shown(value: object) -> str:
@@ -762,6 +824,7 @@ __all__ = [
     "SettingsError",
     "SliceSettings",
     "TimingSettings",
+    "environment_settings",
     "load_settings",
     "settings_reference",
 ]

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from gpuslice.settings import NO_FILE, Settings, SettingsError, load_settings, settings_reference
+from gpuslice.settings import (
+    NO_FILE,
+    Settings,
+    SettingsError,
+    environment_settings,
+    load_settings,
+    settings_reference,
+)
 from gpuslice.units import GIB, MIB
 from gpuslice.wire import Enforcement, SliceKind
 
@@ -243,3 +250,71 @@ def test_the_reference_names_every_key() -> None:
     assert "None" not in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert all(line.count("|") == 4 and not line.endswith("|  |") for line in rows), rows
+
+
+# --- the environment ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("NODE__ID", "gpu2", {"node": {"id": "gpu2"}}),
+        ("NODE__ID", '"1234"', {"node": {"id": "1234"}}),
+        ("SERVICE__PORT", "9000", {"service": {"port": 9000}}),
+        ("DOCKER__INTERNET", "false", {"docker": {"internet": False}}),
+        ("DOCKER__GATES", '["a:hub", "b:proxy"]', {"docker": {"gates": ["a:hub", "b:proxy"]}}),
+        ("DOCKER__HOST_DIR", "/data/a b", {"docker": {"host_dir": "/data/a b"}}),
+        ("CURRENCY", "USD", {"currency": "USD"}),
+        ("CURRENCY", "1\nservice.port = 2", {"currency": "1\nservice.port = 2"}),
+        ("CURRENCY", "[" * 50_000, {"currency": "[" * 50_000}),
+        ("CURRENCY", "", {}),
+    ],
+)
+def test_a_variable_is_read_like_the_file(variable: str, text: str, value: dict) -> None:
+    assert environment_settings({f"GPUSLICE__{variable}": text, "GPUSLICE_PORT": "1"}) == value
+
+
+def test_the_environment_wins_over_the_file_key_by_key(
+    load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSLICE__SERVICE__PORT", "9000")
+    monkeypatch.setenv("GPUSLICE__NODE__ID", "other")
+    settings = load('[service]\nhost = "::1"\nport = 1234', {"node": {"id": "mine"}})
+    assert (settings.service.host, settings.service.port) == ("::1", 9000)
+    assert settings.node.id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        ("GPUSLICE__SERVICE__PROT", "1", "service.prot (GPUSLICE__SERVICE__PROT): unknown key"),
+        ("GPUSLICE__SERVICE__PORT", "x", "service.port (GPUSLICE__SERVICE__PORT): should be"),
+        ("GPUSLICE__NOED", "1", "noed (GPUSLICE__NOED): unknown key; did you mean 'node'?"),
+        ("GPUSLICE__DOCKER__NETWORK_POOL", "1.2.3.4/5", "(GPUSLICE__DOCKER__NETWORK_POOL): '1.2.3"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    load, monkeypatch: pytest.MonkeyPatch, variable: str, text: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(SettingsError) as caught:
+        load("[service]\nhost = '::1'")
+    assert said in str(caught.value)
+
+
+def test_what_the_file_says_wrong_is_not_blamed_on_a_variable(
+    load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSLICE__SERVICE__PORT", "9000")
+    with pytest.raises(SettingsError) as caught:
+        load("[service]\nhots = '::1'")
+    assert "service.hots: unknown key" in str(caught.value)
+
+
+def test_a_password_file_needs_a_database_that_has_passwords(load) -> None:
+    url = 'url = "postgresql://gpuslice@postgres/gpuslice"'
+    file = 'password_file = "/run/secret"'
+    assert load(f"[database]\n{url}\n{file}").database.password_file == "/run/secret"
+    for text in (file, f'url = "sqlite:////a.sqlite"\n{file}', f'{url}\npassword_file = "x"'):
+        with pytest.raises(SettingsError, match=r"database\.password_file"):
+            load(f"[database]\n{text}")

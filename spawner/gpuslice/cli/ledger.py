@@ -15,15 +15,11 @@ def problems(state: Path, config: Path | None) -> list[str]:
     """
     from gpuslice.broker.verify import cli_verify
     from gpuslice.ledger.database import LedgerError
+    from gpuslice.service.databaseurl import database_url
+    from gpuslice.service.secretfiles import SecretFileError
     from gpuslice.settings import SettingsError, load_settings
 
     try:
-        settings = load_settings(config)
-        return list(cli_verify(database_url(settings.database.url, state)))
-    except (SettingsError, LedgerError) as error:
+        return list(cli_verify(database_url(load_settings(config), state)))
+    except (SettingsError, LedgerError, SecretFileError) as error:
         raise Trouble(str(error)) from None
-
-
-def database_url(configured: str, state: Path) -> str:
-    """The ledger's URL: what the settings say, or the SQLite file of the data folder."""
-    return configured or f"sqlite:///{state / 'ledger.sqlite'}"

@@ -20,6 +20,7 @@ from gpuslice.broker import Broker
 from gpuslice.ledger.database import LedgerError
 from gpuslice.service.app import make_app
 from gpuslice.service.config import SERVICE_NAME, ServiceConfig
+from gpuslice.service.databaseurl import database_url
 from gpuslice.service.handlers import InFlight
 from gpuslice.service.hubclient import HubClient
 from gpuslice.service.log import configure_logging, event
@@ -42,14 +43,13 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the service finds its files: below one private folder."""
+    """Where the service finds its files: below one private folder, and the node's socket.
+
+    ``node`` is the node's folder, or its ``control.sock`` alone.
+    """
 
     state: Path
     node: Path
-
-    @property
-    def database_url(self) -> str:
-        return f"sqlite:///{self.state / 'ledger.sqlite'}"
 
     def secret(self, name: str) -> str:
         return read_secret(self.state / "secrets" / name)
@@ -87,9 +87,10 @@ async def serve(settings: Settings, place: Place, config: ServiceConfig) -> None
     """Run until SIGTERM or SIGINT; then finish what is being answered, and end.
 
     Raises:
-        StartError, LedgerError, SettingsError: in words; nothing was changed.
+        StartError, LedgerError, SettingsError, SecretFileError: in words; nothing was changed.
     """
     address = (settings.service.host, settings.service.port)
+    ledger = database_url(settings, place.state)
     try:
         # First, so that a second service stops here, before it touches the ledger.
         sockets = bind_sockets(address[1], address[0])
@@ -99,8 +100,7 @@ async def serve(settings: Settings, place: Place, config: ServiceConfig) -> None
             "change service.port, or end what uses it"
         ) from None
     hub = HubClient(config.hub_api_url, config.service_token)
-    database_url = settings.database.url or place.database_url
-    broker = Broker.create(settings, database_url, place.node, hub)
+    broker = Broker.create(settings, ledger, place.node, hub)
     try:
         await broker.start()
         app = make_app(broker, config)
@@ -152,17 +152,27 @@ async def _finish(in_flight: InFlight) -> None:
             await in_flight.wait_for_none()
 
 
+def _socket(text: str) -> Path:
+    # By its name the client knows a socket from a folder.
+    if not text.endswith(".sock"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .sock")
+    return Path(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="gpuslice service", description=__doc__)
     parser.add_argument("--config", type=Path, help="gpuslice.toml; without it, the defaults")
     parser.add_argument("--state", type=Path, required=True, help="folder of secrets and ledger")
-    parser.add_argument("--node-dir", type=Path, help="the node's folder (default: STATE/node)")
+    node = parser.add_mutually_exclusive_group()
+    node.add_argument("--node-dir", type=Path, help="the node's folder (default: STATE/node)")
+    node.add_argument("--node-socket", type=_socket, help="the node's control.sock alone")
     parser.add_argument("--hub-api", help="URL of the hub's API (default: from the settings)")
     parser.add_argument("--base-url", help="the hub's base URL (default: from the settings)")
     options = parser.parse_args(arguments)
     configure_logging()
-    place = Place(state=options.state, node=options.node_dir or options.state / "node")
+    node_at = options.node_socket or options.node_dir or options.state / "node"
+    place = Place(state=options.state, node=node_at)
     try:
         settings = load_settings(options.config)
         config = build_config(settings, place, base_url=options.base_url, hub_api=options.hub_api)
