@@ -8,9 +8,25 @@ from pathlib import Path
 from gpuslice import wire
 from gpuslice.node.procs import LEASE_VARIABLE
 
-#: Variables by which a user could reach another device, or switch a cap off.
-_STRIPPED = ("LD_PRELOAD", "CUDA_VISIBLE_DEVICES", LEASE_VARIABLE)
-_STRIPPED_PREFIXES = ("NVIDIA_", "CUDA_MPS_", "CUDA_DEVICE_", "NVMLSIM_")
+#: In bytes: where there is a limit, the notebook shows how much of it is used.
+HOME_LIMIT_VARIABLE = "GPUSLICE_HOME_LIMIT"
+
+#: Variables by which a user or an image could reach another device, switch a cap off, or put code
+#: into a hook that runs as root before the container does.
+_THE_NODES = frozenset({
+    "CUDA_DISABLE_CONTROL",
+    "CUDA_OVERSUBSCRIBE",
+    "CUDA_TASK_PRIORITY",
+    "CUDA_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
+    "GPU_CORE_UTILIZATION_POLICY",
+    HOME_LIMIT_VARIABLE,
+    LEASE_VARIABLE,
+    "LD_AUDIT",
+    "LD_PRELOAD",
+})  # fmt: skip
+#: ``DOCKER_RESOURCE_``: what the NVIDIA runtime can be told to read instead of its own.
+_THE_NODES_PREFIXES = ("CUDA_DEVICE_", "CUDA_MPS_", "DOCKER_RESOURCE_", "NVIDIA_", "NVMLSIM_")
 
 _VIEWS = {
     wire.SliceKind.EXCLUSIVE: "shared-container",
@@ -28,15 +44,16 @@ class Simulation:
     library: Path
 
 
+def is_the_nodes(variable: str) -> bool:
+    """Whether the node alone decides this variable, whatever users, hub or image say."""
+    return variable in _THE_NODES or variable.startswith(_THE_NODES_PREFIXES)
+
+
 def server_environment(
     wanted: dict[str, str], piece: wire.PrepareSlice, simulation: Simulation | None
 ) -> dict[str, str]:
     """``wanted`` without what is the node's to say, plus the device of this lease and no other."""
-    env = {
-        name: value
-        for name, value in wanted.items()
-        if name not in _STRIPPED and not name.startswith(_STRIPPED_PREFIXES)
-    }
+    env = {name: value for name, value in wanted.items() if not is_the_nodes(name)}
     env[LEASE_VARIABLE] = piece.lease_id
     env["CUDA_VISIBLE_DEVICES"] = piece.device_uuid or ""
     env["NVIDIA_VISIBLE_DEVICES"] = piece.device_uuid or "void"
