@@ -64,7 +64,7 @@ def test_a_machine_without_a_gpu_offers_cpu_and_says_why_no_more(offer) -> None:
     cpu = catalogue.get("cpu")
     assert cpu is not None and cpu.kind is SliceKind.CPU
     assert (cpu.rate_u_per_hour, cpu.price_source) == (0, "free")
-    assert (cpu.cpu_milli, cpu.ram_bytes) == (0, GIB)
+    assert (cpu.cpu_milli, cpu.ram_bytes) == (0, 4 * GIB)
     assert reasons(catalogue) == {"whole": "node 'local': no NVIDIA driver on this machine"}
     assert reasons(offer("", node())) == {"whole": "no node has a GPU"}
 

@@ -12,12 +12,10 @@ from typing import NamedTuple
 from gpuslice.fleet import mig
 from gpuslice.fleet.enforcement import achieved, may_share
 from gpuslice.fleet.prices import NEAR_PARITY, gpu_price, part_price_u
+from gpuslice.fleet.ram import cpu_ram, gpu_ram, mig_part
 from gpuslice.settings import Settings, SliceSettings
-from gpuslice.units import GIB, format_memory
+from gpuslice.units import format_memory
 from gpuslice.wire import DeviceReport, Enforcement, Inventory, SliceKind
-
-#: RAM of the host that a slice type derived from the hardware sets aside.
-DERIVED_RAM = GIB
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def slice_types(
     if settings.slice:
         attempts = [_configured(entry, settings) for entry in settings.slice]
     else:
-        attempts = list(_derived(settings, gpus))
+        attempts = list(_derived(settings, inventories, gpus))
         missing += _unused_hardware(inventories, gpus)
     for draft in attempts:
         try:
@@ -198,7 +196,10 @@ def _configured(entry: SliceSettings, settings: Settings) -> _Draft:
     )
 
 
-def _derived(settings: Settings, gpus: Sequence[_Gpu]) -> Iterator[_Draft]:
+def _derived(
+    settings: Settings, inventories: Sequence[Inventory], gpus: Sequence[_Gpu]
+) -> Iterator[_Draft]:
+    reserve = settings.fleet.host_reserve_ram
     models = list(dict.fromkeys(gpu.report.model for gpu in gpus))
     parts = {model: _parts([gpu for gpu in gpus if gpu.report.model == model]) for model in models}
     suffixes = _suffixes(models)
@@ -206,8 +207,10 @@ def _derived(settings: Settings, gpus: Sequence[_Gpu]) -> Iterator[_Draft]:
     for model in models:
         for part in parts[model]:
             suffix = suffixes[model] if offered_by[part.base] > 1 else ""
-            yield _derived_draft(part, part.base + suffix, model, settings)
-    yield _derived_draft(_Part("cpu", SliceKind.CPU), "cpu", None, settings)
+            ram = gpu_ram(inventories, reserve, model, part.of_gpu)
+            yield _derived_draft(part, part.base + suffix, model, ram, settings)
+    ram = cpu_ram(inventories, reserve)
+    yield _derived_draft(_Part("cpu", SliceKind.CPU, Fraction(0)), "cpu", None, ram, settings)
 
 
 class _Part(NamedTuple):
@@ -215,6 +218,8 @@ class _Part(NamedTuple):
 
     base: str
     kind: SliceKind
+    #: Of the host's RAM it gets this part of what a whole GPU gets.
+    of_gpu: Fraction
     share_milli: int | None = None
     profile: str | None = None
 
@@ -223,16 +228,28 @@ def _parts(of_model: Sequence[_Gpu]) -> list[_Part]:
     found = []
     if any(not gpu.report.mig_enabled for gpu in of_model):
         found += [
-            _Part("whole", SliceKind.EXCLUSIVE),
-            _Part("half", SliceKind.SHARED, share_milli=500),
-            _Part("quarter", SliceKind.SHARED, share_milli=250),
+            _Part("whole", SliceKind.EXCLUSIVE, Fraction(1)),
+            _Part("half", SliceKind.SHARED, Fraction(1, 2), share_milli=500),
+            _Part("quarter", SliceKind.SHARED, Fraction(1, 4), share_milli=250),
         ]
     return found + [
-        _Part(profile, SliceKind.MIG, profile=profile) for profile in _profiles(of_model)
+        _Part(profile, SliceKind.MIG, _least_part(of_model, profile), profile=profile)
+        for profile in _profiles(of_model)
     ]
 
 
-def _derived_draft(part: _Part, name: str, model: str | None, settings: Settings) -> _Draft:
+def _least_part(of_model: Sequence[_Gpu], profile: str) -> Fraction:
+    return min(
+        mig_part(gpu.report, instance)
+        for gpu in of_model
+        for instance in gpu.instances
+        if instance.mig_profile == profile
+    )
+
+
+def _derived_draft(
+    part: _Part, name: str, model: str | None, ram: int, settings: Settings
+) -> _Draft:
     return _Draft(
         SliceType(
             name=name,
@@ -243,7 +260,7 @@ def _derived_draft(part: _Part, name: str, model: str | None, settings: Settings
             share_milli=part.share_milli,
             mig_profile=part.profile,
             cpu_milli=0,
-            ram_bytes=DERIVED_RAM,
+            ram_bytes=ram,
             rate_u_per_hour=0,
             minimum_enforcement=settings.fleet.minimum_enforcement,
             model_exact=True,
@@ -472,4 +489,4 @@ def _priced(draft: _Draft, settings: Settings, parts: Sequence[tuple[_Gpu, Fract
     return replace(draft.type, rate_u_per_hour=rate, price_source=source)
 
 
-__all__ = ["DERIVED_RAM", "NotOffered", "SliceCatalogue", "SliceType", "slice_types"]
+__all__ = ["NotOffered", "SliceCatalogue", "SliceType", "slice_types"]
