@@ -62,7 +62,18 @@ def server_environment(
         if wanted.get("LD_LIBRARY_PATH"):
             found_first.append(wanted["LD_LIBRARY_PATH"])
         env["LD_LIBRARY_PATH"] = ":".join(found_first)
-        env["NVMLSIM_STATE"] = str(simulation.state)
-        env["NVMLSIM_VIEW"] = _VIEWS[piece.kind]
-        env["NVMLSIM_VISIBLE"] = piece.device_uuid or ""
+        env |= simulated_environment(piece, simulation.state)
     return env
+
+
+def simulated_environment(piece: wire.PrepareSlice, state: Path) -> dict[str, str]:
+    """What makes a server see the device of this lease, and no other, of a simulated fleet.
+
+    Args:
+        state: The fleet's file as the server finds it.
+    """
+    return {
+        "NVMLSIM_STATE": str(state),
+        "NVMLSIM_VIEW": _VIEWS[piece.kind],
+        "NVMLSIM_VISIBLE": piece.device_uuid or "",
+    }
