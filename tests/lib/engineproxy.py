@@ -195,6 +195,8 @@ class EngineProxy:
             finally:
                 with self._lock:
                     del self._open[client]
+                # A close alone would wait for the thread that still reads what the client says.
+                client.shutdown(socket.SHUT_RDWR)
 
     def _act(self, client: socket.socket, head: bytes, rest: bytes, fault: Fault | None) -> None:
         if fault is not None and not fault.after:
