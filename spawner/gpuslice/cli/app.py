@@ -89,15 +89,59 @@ def up(
 
 @main.command()
 @_STATE
-def init(state: Path) -> None:
+@click.option("--hand-out", type=click.Path(file_okay=False, exists=True, path_type=Path),
+              help="A folder for one folder per part, with copies of its secrets.")  # fmt: skip
+@click.option("--owner", type=(str, int), multiple=True, metavar="PART UID",
+              help="Who a part runs as, and owns its copies; without it root.")  # fmt: skip
+def init(state: Path, hand_out: Path | None, owner: Sequence[tuple[str, int]]) -> None:
     """Make the data folder and its secrets; what is there already is kept."""
+    from gpuslice.cli import handout
     from gpuslice.cli.secrets import ensure_secrets
     from gpuslice.cli.state import State
 
     layout = State(state.absolute())
-    layout.prepare()
-    ensure_secrets(layout.secrets)
+    if hand_out is None:
+        layout.prepare()
+        ensure_secrets(layout.secrets)
+    else:
+        owners = dict.fromkeys(handout.HANDED_OUT, (0, 0))
+        owners.update((part, (uid, uid)) for part, uid in owner)
+        handout.hand_out(layout.secrets, hand_out, owners)
     click.echo(f"The secrets are in {layout.secrets}")
+
+
+@main.command()
+@_STATE
+@_CONFIG
+@click.option("--node-socket", type=click.Path(dir_okay=False, path_type=Path),
+              help="The node's control.sock.  [default: the one in the data folder]")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(1, 3600), default=90, show_default=True,
+              help="Seconds to wait for servers and leases to end.")  # fmt: skip
+def drain(state: Path, config: Path | None, node_socket: Path | None, timeout: float) -> None:
+    """End all servers and settle all leases. The service grants no more until its next start.
+
+    Exit code 1 if leases are left, 2 if the service does not answer.
+    """
+    from gpuslice.cli.drain import Doors
+    from gpuslice.cli.drain import drain as end_all
+    from gpuslice.cli.state import State
+    from gpuslice.cli.trouble import Trouble
+    from gpuslice.settings import SettingsError, load_settings
+    from gpuslice.spawners.configure import service_url
+
+    try:
+        settings = load_settings(config)
+    except SettingsError as error:
+        raise Trouble(str(error)) from None
+    layout = State(state.absolute())
+    doors = Doors(
+        service_url=service_url(settings),
+        token_file=layout.secrets / "broker_token",
+        node=node_socket or layout.node,
+        stop_grace_s=settings.timing.stop_grace_s,
+    )
+    left = end_all(doors, timeout, click.echo, lambda: False, actor="gpuslice drain")
+    sys.exit(2 if left is None else min(left, 1))
 
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -5,37 +5,50 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-from gpuslice.cli.parts import Plan
 from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
 from gpuslice.spawners.client import ServiceClient
-from gpuslice.spawners.configure import service_url
 from gpuslice.spawners.errors import ServiceRefused, ServiceUnavailable
 from gpuslice.wire import ServerState
 
 _LOOK_AGAIN_S = 0.5
 
 
+@dataclass(frozen=True)
+class Doors:
+    """Where a drain is asked for: the service, and the node (its folder or ``control.sock``)."""
+
+    service_url: str
+    token_file: Path
+    node: Path
+    #: Between SIGTERM and SIGKILL of a server, seconds.
+    stop_grace_s: float
+
+
 def drain(
-    plan: Plan,
+    doors: Doors,
     timeout_s: float,
     say: Callable[[str], None],
     interrupted: Callable[[], bool],
+    *,
+    actor: str,
 ) -> int | None:
     """Ask the service to end every lease until none is left; returns how many still are.
 
-    None: the service does not answer, so nobody knows.
+    None: the service does not answer, so nobody knows. It grants no more until its next start.
     """
-    client = ServiceClient(service_url(plan.settings), plan.state.secrets / "broker_token", tries=1)
+    client = ServiceClient(doors.service_url, doors.token_file, tries=1)
     deadline = time.monotonic() + timeout_s
     live: int | None = None
     while not interrupted():
         try:
-            now = asyncio.run(client.drain("the platform is shutting down", actor="gpuslice up"))
+            now = asyncio.run(client.drain("the platform is shutting down", actor=actor))
         except (ServiceUnavailable, ServiceRefused):
             now = None
         if now:
-            asyncio.run(_stop_at_node(plan))
+            asyncio.run(_stop_at_node(doors))
         if now is not None and now != live:
             say(_told(now, first=live is None))
             live = now
@@ -45,13 +58,13 @@ def drain(
     return live
 
 
-async def _stop_at_node(plan: Plan) -> None:
+async def _stop_at_node(doors: Doors) -> None:
     """Ask the node for what is committed already: the hub, asked first otherwise, is ending too."""
-    node = NodeClient(plan.state.node)
+    node = NodeClient(doors.node)
     try:
         for server in (await node.listing()).servers:
             if server.state is not ServerState.EXITED:
-                await node.stop(server.lease_id, plan.settings.timing.stop_grace_s)
+                await node.stop(server.lease_id, doors.stop_grace_s)
     except (NodeUnavailable, NodeRefused):
         return  # the service asks again, and goes on asking
 

@@ -13,7 +13,8 @@ from gpuslice.cli.trouble import Trouble
 _READABLE = "abcdefghijkmnpqrstuvwxyz23456789"
 
 
-def _token() -> str:
+def make_token() -> str:
+    """A secret that no person has to read."""
     return secrets.token_hex(32)
 
 
@@ -24,31 +25,31 @@ def _password() -> str:
 #: Name of each file, and how its content is made.
 SECRETS: Mapping[str, Callable[[], str]] = {
     # hub ↔ service
-    "service_token": _token,
+    "service_token": make_token,
     # spawner → service
-    "broker_token": _token,
+    "broker_token": make_token,
     # node's supervisors → service
-    "node_token": _token,
+    "node_token": make_token,
     # hub → proxy
-    "proxy_token": _token,
+    "proxy_token": make_token,
     # cookies of service and hub
-    "cookie_secret": _token,
-    "hub_cookie_secret": _token,
+    "cookie_secret": make_token,
+    "hub_cookie_secret": make_token,
     # the demo's logins
     "demo_password": _password,
-    "admin_password": _token,
+    "admin_password": make_token,
 }
 
 
-def ensure_secrets(folder: Path) -> None:
-    """Make the secrets that are missing, readable by their owner only.
+def ensure_secrets(folder: Path, more: Mapping[str, Callable[[], str]] | None = None) -> None:
+    """Make the secrets that are missing, and ``more``, readable by their owner only.
 
     Raises:
         Trouble: the folder cannot be written, or somebody else can read a secret.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, make in SECRETS.items():
+        for name, make in {**SECRETS, **(more or {})}.items():
             _ensure(folder / name, make)
     except OSError as error:
         raise Trouble(f"Cannot make the secrets in {folder}: {error.strerror or error}.") from None

@@ -12,7 +12,7 @@ from types import FrameType
 
 import gpuslice
 from gpuslice.cli import gpus, ports, ready
-from gpuslice.cli.drain import drain
+from gpuslice.cli.drain import Doors, drain
 from gpuslice.cli.parts import PARTS, SUPERVISOR, Plan, parts, write_parts, write_supervisor_conf
 from gpuslice.cli.proxy import proxy_command
 from gpuslice.cli.secrets import ensure_secrets, read_secret
@@ -20,6 +20,7 @@ from gpuslice.cli.state import Running, State
 from gpuslice.cli.supervise import GAVE_UP, PartState, Supervisor, end_leftovers, log_tail
 from gpuslice.cli.trouble import Trouble
 from gpuslice.settings import SettingsError, load_settings
+from gpuslice.spawners.configure import service_url
 from gpuslice.units import format_memory
 from gpuslice.wire import Inventory
 
@@ -248,7 +249,13 @@ def _gpu_lines(chosen: gpus.Gpus, seen: Inventory | None) -> list[str]:
 
 def _end(plan: Plan, wishes: Wishes, signals: _Signals) -> int:
     _say("\nEnding: stopping all servers. Ctrl-C again ends the parts at once; servers then go on.")
-    left = drain(plan, wishes.drain_timeout_s, _say, lambda: signals.insisted)
+    doors = Doors(
+        service_url=service_url(plan.settings),
+        token_file=plan.state.secrets / "broker_token",
+        node=plan.state.node,
+        stop_grace_s=plan.settings.timing.stop_grace_s,
+    )
+    left = drain(doors, wishes.drain_timeout_s, _say, lambda: signals.insisted, actor="gpuslice up")
     if signals.insisted:
         _say("Ended at once: servers go on, and the next 'gpuslice up' finds them.")
         return _INTERRUPTED
