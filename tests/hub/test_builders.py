@@ -30,7 +30,7 @@ from gpuslice.spawners.base import _as_refusal
 from gpuslice.spawners.configure import ConfigureError, configure
 from gpuslice.spawners.errors import EngineUnavailable, ServiceUnavailable
 from gpuslice.spawners.form import options_form, unavailable_form
-from gpuslice.spawners.options import chosen_slice, flatten, stored_options
+from gpuslice.spawners.options import Choice, choice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
 from gpuslice.spawners.refusal import SpawnRefused
 from gpuslice.wire import (
@@ -165,7 +165,7 @@ JSON = st.recursive(
 @given(st.dictionaries(st.text() | st.just("slice") | st.just("profile"), JSON))
 def test_whatever_comes_is_a_slice_name_or_a_short_clear_400(options: dict[str, Any]) -> None:
     try:
-        name = chosen_slice(options, "")
+        name = choice(options, "", {}).slice
     except SpawnRefused as refused:
         assert refused.status_code == 400
         assert len(refused.jupyterhub_message) < 400
@@ -183,18 +183,18 @@ def test_the_pattern_is_the_wires(name: str) -> None:
     except ValidationError:
         valid = False
     try:
-        ours = chosen_slice({"slice": name}, "") == name
+        ours = choice({"slice": name}, "", {}).slice == name
     except SpawnRefused:
         ours = False
     assert ours == valid
 
 
 def test_default_and_stored_options() -> None:
-    assert chosen_slice({}, "cpu") == "cpu"
-    assert chosen_slice({"slice": ""}, "cpu") == "cpu"
-    assert chosen_slice(stored_options("quarter"), "") == "quarter"
+    assert choice({}, "cpu", {}) == Choice("cpu")
+    assert choice({"slice": ""}, "cpu", {}) == Choice("cpu")
+    assert choice(stored_options("quarter"), "", {}) == Choice("quarter")
     with pytest.raises(SpawnRefused, match="a number"):
-        chosen_slice({"slice": math.nan}, "cpu")
+        choice({"slice": math.nan}, "cpu", {})
 
 
 def test_flatten() -> None:

@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ from gpuslice.spawners.errors import (
     ServiceUnavailable,
 )
 from gpuslice.spawners.form import options_form, unavailable_form
-from gpuslice.spawners.options import chosen_slice, flatten, stored_options
+from gpuslice.spawners.options import choice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
 from gpuslice.spawners.refusal import SpawnRefused
 from gpuslice.wire import LeaseGrant, LeaseRequest, LeaseState, LeaseView, ServerReport, ServerState
@@ -53,7 +53,8 @@ class GpuSpawner(Spawner):
     """Base of the spawners that start servers in leased GPU slices.
 
     An engine fills in :meth:`engine_start`, :meth:`engine_report`, :meth:`engine_stop` and
-    :meth:`engine_log_tail`.
+    :meth:`engine_log_tail`, and where it needs them :meth:`engine_prepare` and
+    :meth:`image_titles`.
     """
 
     service_url = Unicode(
@@ -116,6 +117,8 @@ class GpuSpawner(Spawner):
 
     lease_id: str | None = None
     slice_name: str = ""
+    #: The image that was asked for by name; None: the engine's first, or it has none.
+    image_chosen: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -127,9 +130,26 @@ class GpuSpawner(Spawner):
 
     # --- what an engine fills in ------------------------------------------------------------
 
+    def image_titles(self) -> Mapping[str, str]:
+        """The images that a server may be started from, with what users read; the first is taken.
+
+        Empty: this engine has no images.
+        """
+        return {}
+
+    async def engine_prepare(self) -> None:
+        """Whatever may take long and needs no slice, such as pulling an image.
+
+        Called before a lease is asked for, so that nobody pays for it or waits for a slice that
+        is held meanwhile. The hub's ``start_timeout`` does not bound it: do that yourself.
+
+        Raises:
+            EngineUnavailable, EngineRefused, SpawnRefused
+        """
+
     @abstractmethod
-    async def engine_start(self, grant: LeaseGrant) -> str:
-        """Start the server in the granted slice; the answer is its URL. Not yet listening.
+    async def engine_start(self, grant: LeaseGrant) -> None:
+        """Start the server in the granted slice; from then on the engine's reports have its URL.
 
         Raises:
             EngineUnavailable, EngineRefused
@@ -180,12 +200,12 @@ class GpuSpawner(Spawner):
         except (ServiceUnavailable, ServiceRefused) as error:
             self.log.warning("gpuslice: no offers for %s: %s", self._log_name, error)
             return unavailable_form()
-        return options_form(choices, self.default_slice)
+        return options_form(choices, self.default_slice, self.image_titles())
 
     def read_form(self, form: dict[str, list[Any]]) -> dict[str, Any]:
         """Form or query to options; a bad one is refused before the hub keeps it."""
         options = flatten(form)
-        chosen_slice(options, self.default_slice)
+        choice(options, self.default_slice, self.image_titles())
         return options
 
     def options_from_query(self, query: dict[str, list[Any]]) -> dict[str, Any]:
@@ -206,18 +226,41 @@ class GpuSpawner(Spawner):
         """
         self._refused_options = None
         try:
-            self.slice_name = chosen_slice(options, self.default_slice)
+            self._choose(options)
         except SpawnRefused as refused:
             self._refused_options = refused
             hubview.keep_options(self, {})
         else:
-            hubview.keep_options(self, stored_options(self.slice_name))
+            hubview.keep_options(self, stored_options(self.slice_name, self.image_chosen))
+
+    def _choose(self, options: Mapping[str, Any]) -> None:
+        chosen = choice(options, self.default_slice, self.image_titles())
+        self.slice_name, self.image_chosen = chosen.slice, chosen.image
 
     def run_pre_spawn_hook(self) -> Any:
-        """The administrator's hook, unless the options were refused."""
-        if self._refused_options is not None:
-            return self._refuse_options(self._refused_options)
-        return super().run_pre_spawn_hook()
+        """The administrator's hook, unless the options were refused; then what may take long.
+
+        Here and not in :meth:`start`, because ``start_timeout`` is about a server that has its
+        image and its lease: a pull of many minutes would need a limit that is useless for that.
+        """
+        return self._before_start()
+
+    async def _before_start(self) -> None:
+        self._board = ProgressBoard()
+        try:
+            if self._refused_options is not None:
+                await self._refuse_options(self._refused_options)
+            await maybe_future(super().run_pre_spawn_hook())
+            if not self.slice_name:
+                # Somebody configured an apply_user_options of their own.
+                self._choose(self.user_options)
+            await self.engine_prepare()
+        except BaseException as error:
+            self._board.close()
+            refused = _as_refusal(error)
+            if refused is None:
+                raise
+            raise refused from error
 
     async def _refuse_options(self, refused: SpawnRefused) -> None:
         if refused.reason in ("no-slice", "unknown-slice"):
@@ -241,7 +284,6 @@ class GpuSpawner(Spawner):
 
     async def start(self) -> str:
         """Lease a slice, start the server in it, wait until it answers; return its URL."""
-        self._board = ProgressBoard()
         self._starting, self._lease_asked = True, False
         try:
             return await self._start_in_time()
@@ -271,15 +313,12 @@ class GpuSpawner(Spawner):
         return SpawnRefused(text, reason="start-timeout", status_code=504)
 
     async def _start(self) -> str:
-        if not self.slice_name:
-            # Somebody configured an apply_user_options of their own.
-            self.slice_name = chosen_slice(self.user_options, self.default_slice)
         self._board.say(5, f"Asking for a {self.slice_name} slice")
         grant = await self._lease()
         self._board.say(20, grant_text(grant))
-        url = await self.engine_start(grant)
+        await self.engine_start(grant)
         self._board.say(40, "Starting the notebook server")
-        await self._until_it_answers(grant.lease_id, url)
+        url = await self._until_it_answers(grant.lease_id)
         self._board.say(95, "The notebook server answers")
         return url
 
@@ -319,16 +358,16 @@ class GpuSpawner(Spawner):
             await self._end(lease.lease_id, "replaced by a new start", self.stop_grace_s)
         await self._settle(lease.lease_id)
 
-    async def _until_it_answers(self, lease_id: str, url: str) -> None:
-        """Wait for the server to listen; the hub's start timeout bounds it."""
+    async def _until_it_answers(self, lease_id: str) -> str:
+        """Wait for the server to listen, and say where; the hub's start timeout bounds it."""
         told = False
         while True:
             match await self._started(lease_id):
                 case ServerReport(state=ServerState.EXITED) as report:
                     raise await self._exited(report)
-                case ServerReport(state=ServerState.RUNNING):
-                    if await _listens(url):
-                        return
+                case ServerReport(state=ServerState.RUNNING, url=url):
+                    if url and await _listens(url):
+                        return url
                     if not told:
                         self._board.say(60, "The server's process runs; waiting for it to answer")
                         told = True
@@ -559,7 +598,7 @@ class GpuSpawner(Spawner):
         """Called before each start and after each end: from here on there is nothing to adopt."""
         super().clear_state()
         self.lease_id = None
-        self.slice_name = ""
+        self.slice_name, self.image_chosen = "", None
         self._may_adopt = False
 
     _may_adopt = False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jupyterhub.slugs import safe_slug
 
+from gpuslice import containers
 from gpuslice.units import format_memory, format_money
 from gpuslice.wire import LeaseGrant, StartServer
 
@@ -68,6 +70,31 @@ def start_server(
     return StartServer(
         lease_id=grant.lease_id, argv=list(argv), env=dict(env), cwd=str(cwd), url=url
     )
+
+
+def container_env(env: Mapping[str, str | None]) -> dict[str, str]:
+    """``env`` for a container: its own home, and nothing of the hub's that is not set."""
+    return {
+        **{name: str(value) for name, value in env.items() if value is not None},
+        "HOME": containers.HOME,
+        "SHELL": "/bin/bash",
+    }
+
+
+def container_body(
+    lease_id: str, image: str, command: Sequence[str], env: Mapping[str, str], base_url: str
+) -> dict[str, Any]:
+    """The body that asks the node for the container of a lease.
+
+    These four fields and no other: limits, mounts, network, device and user are the node's, which
+    refuses a body that says anything about them. An empty ``command`` is the image's own.
+    """
+    body: dict[str, Any] = {
+        "Image": image,
+        "Env": [f"{name}={value}" for name, value in sorted(env.items())],
+        "Labels": {containers.LABEL_LEASE: lease_id, containers.LABEL_BASE_URL: base_url},
+    }
+    return {**body, "Cmd": list(command)} if command else body
 
 
 def home_folder(homes: Path, user: str) -> Path:

@@ -17,6 +17,7 @@ from traitlets.config.loader import LazyConfigValue
 
 from gpuslice.nodeclient import ENGINE_SOCKET
 from gpuslice.settings import Settings, SettingsError, load_settings
+from gpuslice.spawners import configure_docker
 from gpuslice.spawners.builders import (
     SCOPE_ACCESS,
     SCOPE_ADMIN,
@@ -25,12 +26,19 @@ from gpuslice.spawners.builders import (
     SCOPE_STOP,
     SERVICE_NAME,
 )
+from gpuslice.spawners.errors import ConfigureError
 
 #: Used where ``configure`` is not told: set by ``gpuslice up`` for the hub that it starts.
 STATE_VARIABLE = "GPUSLICE_STATE"
 CONFIG_VARIABLE = "GPUSLICE_CONFIG"
+ENGINE_VARIABLE = "GPUSLICE_ENGINE"
+SOCKET_VARIABLE = "GPUSLICE_ENGINE_SOCKET"
 _TEMPLATES = Path(__file__).parent / "templates" / "hub"
-_SPAWNER = "gpuslice.spawners.LocalGpuSpawner"
+#: Engine -> the names under which a hub's configuration may have its spawner.
+_SPAWNERS: Mapping[str, tuple[str, ...]] = {
+    "local": ("gpuslice.spawners.LocalGpuSpawner", "gpuslice-local"),
+    "docker": (configure_docker.SPAWNER, "gpuslice-docker"),
+}
 
 CUSTOM_SCOPES: Mapping[str, Mapping[str, Any]] = {
     SCOPE_ADMIN: {
@@ -52,15 +60,13 @@ SERVICE_SCOPES = (
 )
 
 
-class ConfigureError(Exception):
-    """The hub cannot be configured; the text is one sentence that says what to change."""
-
-
 def configure(
     c: Config,
     *,
     config: str | os.PathLike[str] | None = None,
     state: str | os.PathLike[str] | None = None,
+    engine: str | None = None,
+    node_socket: str | os.PathLike[str] | None = None,
     admins: Iterable[str] = (),
     admin_groups: Iterable[str] = (),
 ) -> None:
@@ -70,6 +76,10 @@ def configure(
         c: The hub's configuration object. Call this after your own settings.
         config: ``gpuslice.toml``; default: ``$GPUSLICE_CONFIG``, or the defaults.
         state: The platform's data folder, with ``secrets/``; default: ``$GPUSLICE_STATE``.
+        engine: ``local`` or ``docker``; default: that of ``c.JupyterHub.spawner_class`` if it is
+            one of ours, else ``$GPUSLICE_ENGINE``, else ``local``.
+        node_socket: The node's ``engine.sock``; default: ``$GPUSLICE_ENGINE_SOCKET``, or the one
+            in the data folder.
         admins: Users who administer slices, beside ``Authenticator.admin_users``.
         admin_groups: Hub groups whose members administer slices.
 
@@ -85,7 +95,8 @@ def configure(
     _check_prefix(c, settings)
 
     hub, spawner = c.JupyterHub, c.GpuSpawner
-    _set_spawner_class(hub)
+    engine = _engine(hub, engine)
+    _set_spawner_class(hub, engine)
     _set(hub, "JupyterHub", "cleanup_servers", False, "a hub's end must not stop the servers")
     _set(hub, "JupyterHub", "oauth_require_pkce", True, "the service's login uses PKCE")
     _merge_dict(hub, "custom_scopes", {key: dict(value) for key, value in CUSTOM_SCOPES.items()})
@@ -101,8 +112,20 @@ def configure(
     _default(spawner, "stop_grace_s", settings.timing.stop_grace_s)
     # The hub gives up no later than the service does, so that a late start finds its lease.
     _default(c.Spawner, "start_timeout", int(settings.timing.start_timeout_s))
-    _default(c.LocalGpuSpawner, "node_socket", str(folder / "node" / ENGINE_SOCKET))
+    socket = node_socket or os.environ.get(SOCKET_VARIABLE) or folder / "node" / ENGINE_SOCKET
+    _default(c.NodeSpawner, "node_socket", str(Path(socket).absolute()))
     _default(c.LocalGpuSpawner, "homes_dir", str(folder / "homes"))
+    if engine == "docker":
+        _configure_docker(c, settings)
+
+
+def _configure_docker(c: Config, settings: Settings) -> None:
+    configure_docker.check_sections(c, c.JupyterHub.spawner_class)
+    configure_docker.check_internal_ssl(c.JupyterHub)
+    configure_docker.check_reach(c, _given, service_url(settings))
+    why = "they are listed as [[docker.image]] in gpuslice.toml"
+    images = configure_docker.images(settings)
+    _set(c.GpuDockerSpawner, "GpuDockerSpawner", "images", images, why)
 
 
 def service_url(settings: Settings) -> str:
@@ -243,23 +266,54 @@ def _default(section: Config, key: str, value: object) -> None:
         section[key] = value
 
 
-def _set_spawner_class(hub: Config) -> None:
+def _engine(hub: Config, told: str | None) -> str:
+    """Which engine runs the servers."""
+    given = _given(hub, "spawner_class")
+    engine = told or _engine_of(given) or os.environ.get(ENGINE_VARIABLE) or "local"
+    if engine not in _SPAWNERS:
+        raise ConfigureError(f"There is no engine {engine!r}; there is {' and '.join(_SPAWNERS)}.")
+    return engine
+
+
+def _engine_of(spawner_class: object) -> str | None:
+    """The engine of one of our spawners; None for anything else."""
+    for engine, names in _SPAWNERS.items():
+        if spawner_class in names:
+            return engine
+    if not isinstance(spawner_class, type):
+        return None
+    # By name: importing the class needs packages that a hub with another engine may not have.
+    bases = [f"{base.__module__}.{base.__qualname__}" for base in spawner_class.__mro__]
+    if configure_docker.SPAWNER in bases:
+        return "docker"
+    return "local" if "gpuslice.spawners.local.LocalGpuSpawner" in bases else None
+
+
+def _set_spawner_class(hub: Config, engine: str) -> None:
+    if engine == "docker":
+        configure_docker.check_installed()
     given = _given(hub, "spawner_class")
     if given is None:
-        hub.spawner_class = _SPAWNER
+        hub.spawner_class = _SPAWNERS[engine][0]
         return
-    if given in (_SPAWNER, "gpuslice-local") or _is_ours(given):
-        return
-    raise ConfigureError(
-        f"c.JupyterHub.spawner_class is {given!r}, but gpuslice brings its own; remove the line, "
-        "or use a subclass of gpuslice.spawners.GpuSpawner."
-    )
+    if not _is_ours(given):
+        raise ConfigureError(
+            f"c.JupyterHub.spawner_class is {given!r}, but gpuslice brings its own; remove the "
+            "line, or use a subclass of gpuslice.spawners.GpuSpawner."
+        )
+    if _engine_of(given) not in (engine, None):
+        raise ConfigureError(
+            f"c.JupyterHub.spawner_class is {given!r}, which is not of the engine {engine!r}; "
+            "remove the line, or say the other engine."
+        )
 
 
 def _is_ours(given: object) -> bool:
     from gpuslice.spawners.base import GpuSpawner
 
-    return isinstance(given, type) and issubclass(given, GpuSpawner)
+    if isinstance(given, type):
+        return issubclass(given, GpuSpawner)
+    return any(given in names for names in _SPAWNERS.values())
 
 
 def _merge_dict(section: Config, key: str, ours: dict[str, Any]) -> None:
@@ -292,7 +346,9 @@ def _add_named(section: Config, key: str, ours: list[dict[str, Any]]) -> None:
 __all__ = [
     "CONFIG_VARIABLE",
     "CUSTOM_SCOPES",
+    "ENGINE_VARIABLE",
     "SERVICE_SCOPES",
+    "SOCKET_VARIABLE",
     "STATE_VARIABLE",
     "ConfigureError",
     "configure",

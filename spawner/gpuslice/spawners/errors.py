@@ -1,8 +1,12 @@
-"""What can go wrong between a spawner and the service or the engine."""
+"""What can go wrong when a hub is configured, or between a spawner and service or engine."""
 
 from __future__ import annotations
 
 from gpuslice.wire import Refusal
+
+
+class ConfigureError(Exception):
+    """The hub cannot be configured; the text is one sentence that says what to change."""
 
 
 class ServiceUnavailable(Exception):

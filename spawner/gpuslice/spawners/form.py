@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +12,13 @@ from gpuslice.units import format_memory, format_money
 from gpuslice.wire import Choices, Enforcement, Offer
 
 
-def options_form(choices: Choices, default: str) -> str:
+def options_form(choices: Choices, default: str, images: Mapping[str, str] | None = None) -> str:
     """HTML of the form's fields; everything in it is escaped.
 
-    ``default`` is chosen beforehand if it is free; without one the user has to choose.
+    Args:
+        choices: What the service offers this user.
+        default: The slice chosen beforehand if it is free; without one the user has to choose.
+        images: Reference to title; with one or none there is nothing to choose.
     """
     return _render(
         "options_form.html",
@@ -22,6 +26,7 @@ def options_form(choices: Choices, default: str) -> str:
         simulated=any(offer.simulated for offer in choices.offers),
         left=_left(choices),
         gpu_problem=choices.gpu_problem,
+        images=images if images and len(images) > 1 else {},
     )
 
 

@@ -11,14 +11,30 @@ class ProgressBoard:
     """Messages of one start. Each watcher sees all of them from the first on, then the new ones."""
 
     def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
+        #: Each with its number: a message that took another's place is new to everybody.
+        self._events: list[tuple[int, dict[str, Any]]] = []
+        self._count = 0
+        self._progress = 0
+        self._topic: str | None = None
         self._closed = False
         # Replaced at every change: waking all watchers needs no list of watchers.
         self._changed = asyncio.Event()
 
-    def say(self, progress: int, message: str) -> None:
-        """Add a message; ``progress`` is per cent. The hub escapes the text."""
-        self._events.append({"progress": progress, "message": message})
+    def say(self, progress: int, message: str, *, topic: str | None = None) -> None:
+        """Add a message. The hub escapes the text.
+
+        Args:
+            progress: Per cent; never shown as less than was shown before.
+            message: A short text.
+            topic: Replaces the last message if that was of the same topic, so that a watcher who
+                comes late does not read every step of a long pull.
+        """
+        self._progress = max(self._progress, progress)
+        if topic is not None and topic == self._topic:
+            self._events.pop()
+        self._topic = topic
+        self._count += 1
+        self._events.append((self._count, {"progress": self._progress, "message": message}))
         self._wake()
 
     def close(self) -> None:
@@ -31,14 +47,15 @@ class ProgressBoard:
         seen = 0
         while True:
             changed = self._changed
-            while seen < len(self._events):
+            for number, event in [one for one in self._events if one[0] > seen]:
                 # A copy: the hub takes keys out of what it is given.
-                yield dict(self._events[seen])
-                seen += 1
+                yield dict(event)
+                seen = number
+            if changed is not self._changed:
+                continue  # more was said while the hub sent these
             if self._closed:
                 return
-            if changed is self._changed:
-                await changed.wait()
+            await changed.wait()
 
     def _wake(self) -> None:
         self._changed.set()
