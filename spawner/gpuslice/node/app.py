@@ -1,10 +1,11 @@
-"""The node's two HTTP interfaces: all of it for the service, three calls for the spawner."""
+"""The node's HTTP interfaces: all of it for the service, a few calls for the spawner."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from tornado.web import Application, HTTPError, RequestHandler
@@ -12,7 +13,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 from gpuslice import wire
 from gpuslice.errors import Refused
 from gpuslice.node.events import log_event
-from gpuslice.node.leases import Leases
+from gpuslice.node.ports import Engine
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,6 +22,9 @@ log = logging.getLogger("gpuslice.node")
 
 MAX_BODY = 1 << 20
 MAX_LOG_LINES = 1_000
+#: A pattern, its handler, and what the handler is made with.
+Route: TypeAlias = tuple[str, type[RequestHandler], dict[str, Any]]
+
 _LEASE = r"([0-9a-f]{32})"
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -29,12 +33,18 @@ class InventorySource(Protocol):
     async def inventory(self) -> wire.Inventory: ...
 
 
+class StartingEngine(Engine, Protocol):
+    """An engine that starts servers by a call of our own."""
+
+    async def start(self, spec: wire.StartServer) -> None:
+        """One attempt per lease, ever."""
+
+
 class Handler(RequestHandler):
     """Validates bodies against ``wire`` and answers in JSON, errors as ``{reason, message}``."""
 
-    def initialize(self, leases: Leases, inventory: InventorySource) -> None:
+    def initialize(self, leases: Engine) -> None:
         self.leases = leases
-        self.inventory = inventory
 
     def body(self, model: type[_Body]) -> _Body:
         try:
@@ -87,6 +97,12 @@ class NotFound(Handler):
 
 
 class InventoryHandler(Handler):
+    def initialize(  # type: ignore[override]
+        self, leases: Engine, inventory: InventorySource
+    ) -> None:
+        super().initialize(leases)
+        self.inventory = inventory
+
     async def get(self) -> None:
         self.answer(await self.inventory.inventory())
 
@@ -114,6 +130,8 @@ class ReleaseHandler(Handler):
 
 
 class StartHandler(Handler):
+    leases: StartingEngine
+
     async def post(self) -> None:
         await self.leases.start(self.body(wire.StartServer))
         self.answer(status=HTTPStatus.ACCEPTED)
@@ -146,49 +164,55 @@ class LogHandler(Handler):
         self.finish(text)
 
 
-def control_app(leases: Leases, inventory: InventorySource) -> Application:
+def control_app(leases: Engine, inventory: InventorySource) -> Application:
     """What the service may do: everything but start a server."""
-    return _app(
+    return application(
         leases,
-        inventory,
         [
-            (r"/v1/inventory", InventoryHandler),
-            (r"/v1/servers", ListHandler),
-            (r"/v1/slices", PrepareHandler),
-            (rf"/v1/slices/{_LEASE}", FenceHandler),
-            (rf"/v1/slices/{_LEASE}/release", ReleaseHandler),
-            (rf"/v1/servers/{_LEASE}/stop", StopHandler),
+            (r"/v1/inventory", InventoryHandler, {"leases": leases, "inventory": inventory}),
+            *_routes(
+                leases,
+                (r"/v1/servers", ListHandler),
+                (r"/v1/slices", PrepareHandler),
+                (rf"/v1/slices/{_LEASE}", FenceHandler),
+                (rf"/v1/slices/{_LEASE}/release", ReleaseHandler),
+                (rf"/v1/servers/{_LEASE}/stop", StopHandler),
+            ),
         ],
     )
 
 
-def engine_app(leases: Leases, inventory: InventorySource) -> Application:
+def engine_app(leases: StartingEngine) -> Application:
     """What the spawner may do: start, stop and look at servers."""
-    return _app(
+    routes = _routes(leases, (r"/v1/servers", StartHandler))
+    return application(leases, [*routes, *server_routes(leases)])
+
+
+def server_routes(leases: Engine) -> list[Route]:
+    """How the spawner stops and looks at one server, whatever the engine."""
+    return _routes(
         leases,
-        inventory,
-        [
-            (r"/v1/servers", StartHandler),
-            (rf"/v1/servers/{_LEASE}", ServerHandler),
-            (rf"/v1/servers/{_LEASE}/stop", StopHandler),
-            (rf"/v1/servers/{_LEASE}/log", LogHandler),
-        ],
+        (rf"/v1/servers/{_LEASE}", ServerHandler),
+        (rf"/v1/servers/{_LEASE}/stop", StopHandler),
+        (rf"/v1/servers/{_LEASE}/log", LogHandler),
     )
 
 
-def _app(
-    leases: Leases, inventory: InventorySource, routes: list[tuple[str, type[Handler]]]
-) -> Application:
-    shared = {"leases": leases, "inventory": inventory}
+def application(leases: Engine, routes: Sequence[Route]) -> Application:
+    """These routes, and an answer in JSON for every other path."""
     return Application(
-        [(path, handler, shared) for path, handler in routes],
+        list(routes),
         default_handler_class=NotFound,
-        default_handler_args=shared,
-        log_function=_log_request,
+        default_handler_args={"leases": leases},
+        log_function=log_request,
     )
 
 
-def _log_request(handler: RequestHandler) -> None:
+def _routes(leases: Engine, *routes: tuple[str, type[Handler]]) -> list[Route]:
+    return [(path, handler, {"leases": leases}) for path, handler in routes]
+
+
+def log_request(handler: RequestHandler) -> None:
     """Reads happen every few seconds and say nothing; changes are logged where they are made."""
     if handler.get_status() >= HTTPStatus.INTERNAL_SERVER_ERROR:
         request = handler.request
