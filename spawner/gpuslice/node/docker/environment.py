@@ -36,14 +36,21 @@ def container_environment(
         LEASE_VARIABLE: piece.lease_id,
         "GPUSLICE_SLICE": piece.slice_type,
         # The CDI device says these again, and has the last word.
-        "CUDA_VISIBLE_DEVICES": piece.device_uuid or "",
-        "NVIDIA_VISIBLE_DEVICES": NO_DEVICES_BY_RUNTIME,
-        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+        **device_environment(piece),
     }
     if home_limit is not None:
         env[HOME_LIMIT_VARIABLE] = str(home_limit)
     unset = [name for name in _unwelcome(image) if name not in env]
     return [*(f"{name}={value}" for name, value in env.items()), *unset]
+
+
+def device_environment(piece: wire.PrepareSlice) -> dict[str, str]:
+    """Which device the container's programs see."""
+    return {
+        "CUDA_VISIBLE_DEVICES": piece.device_uuid or "",
+        "NVIDIA_VISIBLE_DEVICES": NO_DEVICES_BY_RUNTIME,
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+    }
 
 
 def _dropped(name: str) -> bool:
