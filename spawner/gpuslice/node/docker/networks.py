@@ -204,14 +204,18 @@ class Networks:
         return found
 
     def _body(self, name: str, lease_id: str, subnet: IPv4Network) -> Json:
+        # A name that firewall rules of the host can be written for: gs-+
+        options = {"com.docker.network.bridge.name": f"gs-{lease_id[-12:]}"}
+        if self._gates and not self._policy.internet:
+            # The host need not be in there at all: the gates reach the notebook without it.
+            options["com.docker.network.bridge.inhibit_ipv4"] = "true"
         return {
             "Name": name,
             "Driver": "bridge",
             "Internal": not self._policy.internet,
             "EnableIPv6": False,
             "IPAM": {"Driver": "default", "Config": [{"Subnet": str(subnet)}]},
-            # A name that firewall rules of the host can be written for: gs-+
-            "Options": {"com.docker.network.bridge.name": f"gs-{lease_id[-12:]}"},
+            "Options": options,
             "Labels": {
                 containers.LABEL_LEASE: lease_id,
                 containers.LABEL_NODE: self._node_id,
