@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -13,6 +14,7 @@ from gpuslice.errors import Refused
 from gpuslice.node.app import Handler
 from gpuslice.node.docker.api import EngineDown, EngineSaysNo
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _SHOWN = 200
 
 
@@ -25,7 +27,7 @@ class Call(Handler):
     QUERY: frozenset[str] = frozenset()
     BODY = False
 
-    def initialize(self) -> None:
+    def initialize(self) -> None:  # type: ignore[override]
         """Nothing here: each family of calls says what it works with."""
 
     def prepare(self) -> None:
@@ -55,9 +57,7 @@ class Call(Handler):
         value = self.parameter(name)
         if value is None and default is not None:
             return default
-        if value is None or not value.isascii() or not value.isdecimal():
-            raise Refused("bad-body", f"{name} is a number from {least} to {most}", status=400)
-        if not least <= int(value[:9]) <= most:
+        if value is None or not _NUMBER.fullmatch(value) or not least <= int(value) <= most:
             raise Refused("bad-body", f"{name} is a number from {least} to {most}", status=400)
         return int(value)
 

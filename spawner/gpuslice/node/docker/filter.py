@@ -7,19 +7,13 @@ else is refused with status 403.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from tornado.web import Application
 
 from gpuslice import containers, wire
 from gpuslice.errors import Refused
-from gpuslice.node.app import (
-    MAX_LOG_LINES,
-    LogHandler,
-    ServerHandler,
-    StopHandler,
-    log_request,
-)
+from gpuslice.node.app import MAX_LOG_LINES, log_request, server_routes
 from gpuslice.node.docker.api import API_VERSION, DockerApi, Json
 from gpuslice.node.docker.call import Call, NotAllowed, engine_refusals
 from gpuslice.node.docker.images import ImageHandler, PullHandler
@@ -31,7 +25,6 @@ from gpuslice.settings import DockerSettings
 _VERSION = r"(?:/v1\.[0-9]{1,2})?"
 #: An id in full, or a name as :func:`containers.container_name` makes them.
 _CONTAINER = r"([0-9a-f]{64}|gpuslice-[a-z0-9-]{1,200})"
-_LEASE = r"([0-9a-f]{32})"
 _MAX_GRACE_S = 600
 _GRACE_S = int(wire.StopServer().grace_s)
 _STDOUT = 1
@@ -201,7 +194,6 @@ def filter_app(gate: Gate, api: DockerApi, policy: DockerSettings, engine: Engin
     looks = {"api": api}
     images = {"api": api, "policy": policy}
     ours = {"gate": gate, "api": api, "policy": policy}
-    servers: dict[str, Any] = {"leases": engine, "inventory": None}
     container = rf"{_VERSION}/containers/{_CONTAINER}"
     return Application(
         [
@@ -215,9 +207,7 @@ def filter_app(gate: Gate, api: DockerApi, policy: DockerSettings, engine: Engin
             (rf"{container}/json", InspectHandler, ours),
             (rf"{container}/logs", LogsHandler, ours),
             (container, RemoveHandler, ours),
-            (rf"/v1/servers/{_LEASE}", ServerHandler, servers),
-            (rf"/v1/servers/{_LEASE}/stop", StopHandler, servers),
-            (rf"/v1/servers/{_LEASE}/log", LogHandler, servers),
+            *server_routes(engine),
         ],
         default_handler_class=NotAllowed,
         log_function=log_request,
