@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpuslice import wire
+from gpuslice.node.live import LocalServers
 from gpuslice.node.procs import all_processes, descendants
 from gpuslice.node.store import Store
 from gpuslice.node.use import MAX_AGE_US, UseSampler
@@ -267,7 +268,7 @@ def test_with_no_device_in_use_nvml_is_left_alone(node: Node, fleet: Fleet) -> N
     prepared = node.prepare(
         kind=SliceKind.EXCLUSIVE, device_uuid=fleet.gpu(0).uuid, slice_type="gpu"
     )
-    sampler = UseSampler(Store(node.state), Path("/no/such/library"))
+    sampler = UseSampler(LocalServers(Store(node.state)), Path("/no/such/library"))
     # It would be told that there is no such library.
     assert sampler.sample_once()
     assert sampler.of(cpu) is None
@@ -277,7 +278,9 @@ def test_with_no_device_in_use_nvml_is_left_alone(node: Node, fleet: Fleet) -> N
 def test_an_old_sample_is_none(node: Node, fleet: Fleet) -> None:
     lease = run(node, fleet.gpu(0).uuid, SliceKind.EXCLUSIVE)
     now = [1_000]
-    sampler = UseSampler(Store(node.state), Path("/no/such/library"), clock=lambda: now[0])
+    sampler = UseSampler(
+        LocalServers(Store(node.state)), Path("/no/such/library"), clock=lambda: now[0]
+    )
     assert not sampler.sample_once()
     use = sampler.of(lease)
     assert use is not None

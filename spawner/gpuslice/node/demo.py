@@ -16,10 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from gpuslice import wire
 from gpuslice.node.events import log_event
-from gpuslice.node.observe import observe
-from gpuslice.node.store import Store, slice_of
+from gpuslice.node.ports import LiveServers
 from nvmlsim import Fleet, SimGpu, SimMig, SimProcess, demo_fleet
 
 log = logging.getLogger("gpuslice.node")
@@ -42,9 +40,9 @@ class Use:
 class Demo:
     """Writes into the simulated fleet once a second what the leases' processes do."""
 
-    def __init__(self, state: Path, store: Store) -> None:
+    def __init__(self, state: Path, servers: LiveServers) -> None:
         self._fleet: Fleet = demo_fleet(state)
-        self._store = store
+        self._servers = servers
         self._lock = threading.Lock()
         #: psutil measures processor time between two calls on the same object.
         self._known: dict[int, psutil.Process] = {}
@@ -73,33 +71,28 @@ class Demo:
         """What each leased device is used for, by UUID."""
         uses: dict[str, list[Use]] = {}
         alive: dict[int, psutil.Process] = {}
-        for lease in self._store.all():
-            seen = observe(lease)
-            piece = slice_of(lease)
-            if seen is None or not seen.busy or piece is None or piece.device_uuid is None:
-                continue
-            assert seen.record is not None
-            tree = self._tree(seen.record.supervisor_pid)
-            alive.update((process.pid, process) for process in tree)
-            uses.setdefault(piece.device_uuid, []).append(_use(tree, piece))
+        for one in self._servers.live():
+            processes = self._processes(one.pids)
+            alive.update((process.pid, process) for process in processes)
+            uses.setdefault(one.device_uuid, []).append(_use(processes, one.share_milli))
         self._known = alive
         return uses
 
-    def _tree(self, supervisor: int) -> list[psutil.Process]:
-        try:
-            children = psutil.Process(supervisor).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-        tree = []
-        for child in children:
-            known = self._known.get(child.pid)
+    def _processes(self, pids: Iterable[int]) -> list[psutil.Process]:
+        found = []
+        for pid in pids:
+            try:
+                process = psutil.Process(pid)
+            except psutil.NoSuchProcess:
+                continue
+            known = self._known.get(pid)
             # Equal means the same pid and the same birth.
-            tree.append(known if known is not None and known == child else child)
-        return tree
+            found.append(known if known is not None and known == process else process)
+        return found
 
 
-def _use(tree: Iterable[psutil.Process], piece: wire.PrepareSlice) -> Use:
-    share = (piece.share_milli or 1000) / 1000
+def _use(tree: Iterable[psutil.Process], share_milli: int) -> Use:
+    share = share_milli / 1000
     processes = []
     for process in tree:
         try:

@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 from gpuslice import wire
@@ -18,6 +18,7 @@ from gpuslice.node.events import log_event
 from gpuslice.node.launch import Launcher, LaunchError
 from gpuslice.node.leasedir import CLAIMED, FENCED, PREPARED, STARTED, LeaseDir, TornFile, tail
 from gpuslice.node.observe import LOST, REBOOTED, Observation, observe, report
+from gpuslice.node.ports import Devices, Uses
 from gpuslice.node.procs import all_processes, descendants, send_signal
 from gpuslice.node.store import Store, slice_of
 from gpuslice.units import SECOND_US, boot_id, boottime_us, now_us
@@ -31,26 +32,6 @@ CLEAN_UP_LIMIT_S = 5.0
 #: How long after the end of its grace a server may live before its supervisor is bypassed.
 OVERDUE_US = 5 * SECOND_US
 _POLL_S = 0.05
-
-
-class Devices(Protocol):
-    """What leases need to know of devices."""
-
-    async def problem(self, uuid: str) -> str | None:
-        """Why this device cannot be prepared; None when it can."""
-
-    async def check_clean(self, uuid: str, pids: set[int]) -> wire.ReleaseResult:
-        """Whether none of these processes is left on the device.
-
-        Raises Refused when the device cannot be asked.
-        """
-
-
-class Uses(Protocol):
-    """What leases need to know of what their servers use."""
-
-    def of(self, lease_id: str) -> wire.Use | None:
-        """The newest sample, at once; None when there is none of now."""
 
 
 class Leases:

@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from gpuslice.node.app import control_app, engine_app
 from gpuslice.node.demo import Demo
 from gpuslice.node.environment import Simulation
 from gpuslice.node.events import log_event
 from gpuslice.node.inventory import NvmlDevices
 from gpuslice.node.launch import Launcher
 from gpuslice.node.leases import Leases
-from gpuslice.node.server import serve
+from gpuslice.node.live import LocalServers
+from gpuslice.node.server import Door, serve
 from gpuslice.node.store import StateInUseError, Store
 from gpuslice.node.use import UseSampler
+from gpuslice.nodeclient import node_sockets
 
 log = logging.getLogger("gpuslice.node")
 
@@ -79,14 +82,18 @@ async def _run(chosen: argparse.Namespace, state: Path, store: Store) -> None:
     simulated = simulation is not None
     devices = NvmlDevices(chosen.node_id, chosen.engine, chosen.nvml, simulated=simulated)
     launcher = Launcher(chosen.service_url, chosen.token_file.resolve(), chosen.patience)
-    uses = UseSampler(store, chosen.nvml)
+    servers = LocalServers(store)
+    uses = UseSampler(servers, chosen.nvml)
     leases = Leases(chosen.node_id, store, launcher, devices, uses, simulation)
     if simulation is not None:
-        demo = Demo(simulation.state, store)
+        demo = Demo(simulation.state, servers)
         devices.before_check = demo.refresh
         demo.start()
     uses.start()
-    await serve(state, leases, devices)
+    control, engine = node_sockets(state)
+    await serve(
+        leases, [Door(control, control_app(leases, devices)), Door(engine, engine_app(leases))]
+    )
 
 
 def _http(text: str) -> str:

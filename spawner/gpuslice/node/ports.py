@@ -36,6 +36,9 @@ class Engine(Protocol):
     async def server(self, lease_id: str) -> wire.ServerReport | None:
         """One server as the list would state it; None when none is here."""
 
+    async def log_tail(self, lease_id: str, lines: int) -> str | None:
+        """The last lines of a server's output; None when none is here."""
+
     async def watch_once(self) -> None:
         """What nobody asks for: called every few seconds."""
 

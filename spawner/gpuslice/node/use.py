@@ -11,15 +11,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 from gpuslice import wire
 from gpuslice.node.events import log_event
-from gpuslice.node.observe import observe
-from gpuslice.node.procs import all_processes, descendants
-from gpuslice.node.store import Store, slice_of
+from gpuslice.node.ports import Live, LiveServers
 from gpuslice.nvml import (
     DeviceNotFound,
     DeviceSample,
@@ -40,28 +37,16 @@ RETRY_S = 5.0
 MAX_AGE_US = 30 * SECOND_US
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """One running server that has a device, or a share of one."""
-
-    lease_id: str
-    supervisor_pid: int
-    kind: wire.SliceKind
-    device_uuid: str
-    share_milli: int
-
-    @property
-    def shares(self) -> bool:
-        return self.kind is wire.SliceKind.SHARED
-
-
 class UseSampler:
     """Samples in its thread; ``of`` may be called from any other."""
 
     def __init__(
-        self, store: Store, library: Path | None, clock: Callable[[], int] = boottime_us
+        self,
+        servers: LiveServers,
+        library: Path | None,
+        clock: Callable[[], int] = boottime_us,
     ) -> None:
-        self._store = store
+        self._servers = servers
         self._library = library
         self._clock = clock
         #: A door of its own: a call that hangs here holds up no inventory and no release.
@@ -90,7 +75,7 @@ class UseSampler:
 
     def sample_once(self) -> bool:
         """Samples every running server; False when no device of them could be read at all."""
-        live = live_leases(self._store)
+        live = self._servers.live()
         for lease_id in self._samples.keys() - {one.lease_id for one in live}:
             del self._samples[lease_id]
         by_device: dict[str, list[Live]] = {}
@@ -115,13 +100,10 @@ class UseSampler:
             use = wire.Use(sampled_us=now_us(), reason=reason)
             self._samples.update({one.lease_id: (taken_us, use) for one in leases})
             return False
-        table = all_processes() if any(one.shares for one in leases) else {}
         for one in leases:
             use = whole_use(sample)
             if one.shares:
-                # The supervisor is the reaper of all that its server starts: no process leaves it.
-                own = {process.pid for process in descendants(table, [one.supervisor_pid])}
-                use = share_use(sample, own, one.share_milli)
+                use = share_use(sample, one.pids, one.share_milli)
             self._samples[one.lease_id] = (taken_us, use)
         return sample.health == "ok"
 
@@ -137,22 +119,6 @@ class UseSampler:
         self._problem = problem
 
 
-def live_leases(store: Store) -> list[Live]:
-    """The leases whose server runs and that have a device."""
-    found = []
-    for lease in store.all():
-        piece = slice_of(lease)
-        if piece is None or piece.device_uuid is None:
-            continue
-        seen = observe(lease)
-        if seen is None or not seen.busy or seen.record is None or seen.record.state != "running":
-            continue
-        share = piece.share_milli or 1000
-        pid = seen.record.supervisor_pid
-        found.append(Live(lease.lease_id, pid, piece.kind, piece.device_uuid, share))
-    return found
-
-
 def whole_use(sample: DeviceSample) -> wire.Use:
     """The use of a device that one lease has alone."""
     memory, busy = sample.memory, sample.utilisation
@@ -163,7 +129,7 @@ def whole_use(sample: DeviceSample) -> wire.Use:
     )
 
 
-def share_use(sample: DeviceSample, pids: set[int], share_milli: int) -> wire.Use:
+def share_use(sample: DeviceSample, pids: Set[int], share_milli: int) -> wire.Use:
     """The use of a share: its own processes only, and percent of the share."""
     listed = sample.processes
     if isinstance(listed, NotAvailable):
