@@ -110,31 +110,25 @@ def lowest_version(edits: Edits) -> str:
     return "0.7.0" if edits.additional_gids else "0.5.0"
 
 
-def edits_of(spec: Spec, name: str) -> Edits | None:
-    """All that a container gets with this device, in the engine's order; None: no such device.
-
-    What the file gives with every one of its devices comes first, then the device's own.
-    """
-    for device in spec.devices:
-        if device.name == name:
-            return _joined(spec.container_edits, device.container_edits)
-    return None
+def device_of(spec: Spec, name: str) -> Device | None:
+    return next((device for device in spec.devices if device.name == name), None)
 
 
-def with_last(entries: Iterable[str], last: Mapping[str, str]) -> tuple[str, ...]:
-    """The variables in ``entries`` (``NAME=value``) and ``last``, each once; the later one wins."""
-    pairs = dict(entry.partition("=")[::2] for entry in entries)
-    for name, value in last.items():
-        pairs.pop(name, None)
-        pairs[name] = value
-    return tuple(f"{name}={value}" for name, value in pairs.items())
-
-
-def _joined(first: Edits, second: Edits) -> Edits:
+def joined(first: Edits, second: Edits) -> Edits:
+    """Both, in the engine's order: what a file gives with every device, then the device's own."""
     return Edits(
-        env=with_last(first.env, dict(entry.partition("=")[::2] for entry in second.env)),
+        env=with_last(first.env, _pairs(second.env)),
         device_nodes=first.device_nodes + second.device_nodes,
         hooks=first.hooks + second.hooks,
         mounts=first.mounts + second.mounts,
         additional_gids=tuple(sorted({*first.additional_gids, *second.additional_gids})),
     )
+
+
+def with_last(entries: Iterable[str], last: Mapping[str, str]) -> tuple[str, ...]:
+    """The variables in ``entries`` (``NAME=value``) and ``last``, each once; the later one wins."""
+    return tuple(f"{name}={value}" for name, value in {**_pairs(entries), **last}.items())
+
+
+def _pairs(entries: Iterable[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (entry.partition("=") for entry in entries)}

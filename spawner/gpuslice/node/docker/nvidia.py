@@ -24,13 +24,13 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from pydantic import ValidationError
 
 from gpuslice.errors import Refused
-from gpuslice.node.docker.cdi import DeviceNode, Edits, Hook, Mount, Spec, edits_of
+from gpuslice.node.docker.cdi import Edits, Hook, Mount, Spec, device_of, joined
 from gpuslice.node.environment import is_the_nodes
 
 #: How long the toolkit may take: without persistence mode the driver wakes each GPU for it.
@@ -38,7 +38,7 @@ LIMIT_S = 20.0
 #: In every version from 1.13 on; ``nvml``, because devices are named as NVML does.
 _ARGUMENTS = ("cdi", "generate", "--mode=nvml", "--format=json", "--device-name-strategy=uuid")
 
-ADVICE = "Run gpuslice doctor there: it checks the GPU driver and the container toolkit."
+ADVICE = "Run gpuslice doctor on that machine: it checks the driver and the toolkit."
 
 _CONTROL = frozenset({"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"})
 _NEEDED = ("/dev/nvidiactl", "/dev/nvidia-uvm")
@@ -112,45 +112,41 @@ def device_edits(spec: Spec, uuid: str) -> Edits:
     Raises:
         Refused: the device is not in it, or nodes that it cannot be used without.
     """
-    edits = edits_of(spec, uuid)
-    if edits is None:
+    device = device_of(spec, uuid)
+    if device is None:
         raise _unavailable(f"The NVIDIA container toolkit knows no device {uuid}")
-    common = set(spec.container_edits.device_nodes)
-    nodes = tuple(node for node in edits.device_nodes if _wanted(node, uuid, node in common))
+    common, own = spec.container_edits.device_nodes, device.container_edits.device_nodes
+    nodes = {node.path: node for node in common if node.path in _CONTROL}
+    nodes |= {node.path: node for node in own if _is_own(node.path, uuid)}
     _check(nodes, uuid)
+    edits = joined(spec.container_edits, device.container_edits)
     return Edits(
         env=tuple(entry for entry in edits.env if _harmless(entry.partition("=")[0])),
-        device_nodes=nodes,
+        device_nodes=tuple(nodes.values()),
         hooks=tuple(_bounded(hook) for hook in edits.hooks if _for_computing(hook)),
         mounts=tuple(_read_only(mount) for mount in edits.mounts if _is_a_file(mount)),
         # Groups of nodes that are left out would only open doors elsewhere.
         additional_gids=tuple(
-            gid for gid in edits.additional_gids if gid in {node.gid for node in nodes}
+            gid for gid in edits.additional_gids if gid in {node.gid for node in nodes.values()}
         ),
     )
 
 
-def _wanted(node: DeviceNode, uuid: str, common: bool) -> bool:
-    """``common``: it comes with every device, so it must be nobody's own."""
-    if common:
-        return node.path in _CONTROL
-    if _CAPABILITY.fullmatch(node.path):
+def _is_own(path: str, uuid: str) -> bool:
+    if _CAPABILITY.fullmatch(path):
         return _is_mig(uuid)
-    return node.path in _CONTROL or _CARD.fullmatch(node.path) is not None
+    return path in _CONTROL or _CARD.fullmatch(path) is not None
 
 
-def _check(nodes: Sequence[DeviceNode], uuid: str) -> None:
-    paths = {node.path for node in nodes}
+def _check(paths: Collection[str], uuid: str) -> None:
     for path in _NEEDED:
         if path not in paths:
-            raise _unavailable(f"The NVIDIA container toolkit has not found {path} on this machine")
+            raise _unavailable(f"The NVIDIA container toolkit has not found {path}")
     if sum(_CARD.fullmatch(path) is not None for path in paths) != 1:
         raise _unavailable(f"The NVIDIA container toolkit states no single card for {uuid}")
     capabilities = sum(_CAPABILITY.fullmatch(path) is not None for path in paths)
     if _is_mig(uuid) and capabilities != _CAPABILITIES:
-        raise _unavailable(
-            f"The two nodes in /dev/nvidia-caps that {uuid} needs are missing on this machine"
-        )
+        raise _unavailable(f"The two nodes in /dev/nvidia-caps that {uuid} needs are missing")
 
 
 def _is_mig(uuid: str) -> bool:
