@@ -25,6 +25,7 @@ from gpuslice.spawners import hubview
 from gpuslice.spawners.builders import SERVER_TOKEN_SCOPES, grant_text
 from gpuslice.spawners.client import ServiceClient
 from gpuslice.spawners.errors import (
+    EngineFailed,
     EngineRefused,
     EngineUnavailable,
     ServiceRefused,
@@ -628,6 +629,7 @@ class GpuSpawner(Spawner):
 
 
 _SERVICE_SILENT = "the service that leases GPU slices does not answer"
+_NODE_SILENT = "the node that runs servers does not answer"
 
 
 def _as_refusal(error: BaseException) -> SpawnRefused | None:
@@ -643,7 +645,8 @@ def _as_refusal(error: BaseException) -> SpawnRefused | None:
                 message, reason="service-unavailable", status_code=503, retry_after_s=30
             )
         case EngineUnavailable():
-            message = "No server was started: the node that runs servers does not answer"
+            said = str(error) if isinstance(error, EngineFailed) else _NODE_SILENT
+            message = f"No server was started: {said}"
             return SpawnRefused(
                 message, reason="runtime-unavailable", status_code=503, retry_after_s=30
             )

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound, NotFound
+from docker.errors import NotFound
 from dockerspawner import DockerSpawner
 from traitlets import Dict, Float, Unicode
 
 from gpuslice.containers import NOTEBOOK_PORT, container_name
 from gpuslice.spawners.builders import container_body, container_env, notebook_env
-from gpuslice.spawners.engineapi import EngineApi, api_message, engine_api, engine_errors
-from gpuslice.spawners.errors import EngineRefused, EngineUnavailable
+from gpuslice.spawners.engineapi import EngineApi, engine_api, engine_errors
+from gpuslice.spawners.errors import EngineFailed, EngineRefused, EngineSilent
 from gpuslice.spawners.misplaced import misplaced_values
 from gpuslice.spawners.nodeengine import NodeSpawner
 from gpuslice.spawners.pools import DaemonPool
@@ -111,7 +112,7 @@ class GpuDockerSpawner(NodeSpawner, DockerSpawner):
         with engine_errors():
             try:
                 found: dict[str, Any] = await self.docker("inspect_image", self.image)
-            except (ImageNotFound, NotFound):
+            except NotFound:
                 return None
         return found
 
@@ -126,7 +127,8 @@ class GpuDockerSpawner(NodeSpawner, DockerSpawner):
         self.log.info("gpuslice: %s needs the image %s", self._log_name, self.image)
         try:
             async with asyncio.timeout(self.pull_timeout_s):
-                await _PULLS.wait_for(key, self.image, self._pull_lines, tell)
+                pull = partial(self._pull_lines, self.image)
+                await _PULLS.wait_for(key, self.image, pull, tell)
         except PullFailed as failed:
             raise SpawnRefused(str(failed), reason=failed.reason, status_code=503) from failed
         except TimeoutError:
@@ -137,19 +139,16 @@ class GpuDockerSpawner(NodeSpawner, DockerSpawner):
                 retry_after_s=300,
             ) from None
 
-    def _pull_lines(self) -> Generator[Line, None, None]:
+    def _pull_lines(self, image: str) -> Generator[Line, None, None]:
         """The engine's lines of a pull; in a thread."""
-        image, socket, silence_s = self.image, Path(self.node_socket), self.pull_silence_s
         try:
-            with engine_errors(), engine_api(socket, silence_s) as api:
-                try:
-                    yield from api.pull(image, stream=True, decode=True)
-                except APIError as error:
-                    raise pull_problem(image, api_message(error)) from error
-        except EngineUnavailable as error:
-            raise PullFailed(
-                "image-pull-failed", f"The image {image} was not pulled: {error}"
-            ) from error
+            with engine_errors(), engine_api(Path(self.node_socket), self.pull_silence_s) as api:
+                yield from api.pull(image, stream=True, decode=True)
+        except EngineSilent as error:
+            text = f"there was no news of it for {self.pull_silence_s:g} seconds"
+            raise pull_problem(image, f"timeout: {text}") from error
+        except (EngineFailed, EngineRefused) as error:
+            raise pull_problem(image, str(error)) from error
 
     # --- the container ----------------------------------------------------------------------
 

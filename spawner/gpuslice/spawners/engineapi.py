@@ -20,12 +20,17 @@ from docker.errors import APIError, DockerException
 from docker.transport import UnixHTTPAdapter
 
 from gpuslice.nodeclient import short_address
-from gpuslice.spawners.errors import EngineRefused, EngineUnavailable
+from gpuslice.spawners.errors import (
+    EngineFailed,
+    EngineRefused,
+    EngineSilent,
+    EngineUnavailable,
+)
 
 #: What every engine that knows CDI devices speaks; a fixed one needs no call to find out.
 API_VERSION = "1.44"
-#: The node's answer when the engine, or the node itself, cannot tell.
-_SILENT = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+#: What a wait that was too long is in these libraries; the last one is asyncio's.
+_SILENCE = (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError, TimeoutError)
 
 
 class EngineApi(docker.APIClient):
@@ -59,13 +64,22 @@ def engine_errors() -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        status = error.response.status_code if error.response is not None else 0
-        problem = EngineUnavailable if status in _SILENT else EngineRefused
-        raise problem(api_message(error)) from error
-    except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _api_problem(error) from error
+    except _SILENCE as error:
+        raise EngineSilent("the node took the call, but did not answer in time") from error
+    except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError,
+            OSError) as error:  # fmt: skip
         raise EngineUnavailable(f"the node does not answer ({type(error).__name__})") from error
-    except (TimeoutError, OSError) as error:
-        raise EngineUnavailable(f"the node does not answer ({type(error).__name__})") from error
+
+
+def _api_problem(error: APIError) -> EngineUnavailable | EngineRefused:
+    """503 is the node's word for an engine that does not answer, 500 for one that failed."""
+    status = error.response.status_code if error.response is not None else 0
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return EngineFailed(api_message(error))
+    if status > HTTPStatus.INTERNAL_SERVER_ERROR:
+        return EngineUnavailable(api_message(error))
+    return EngineRefused(api_message(error))
 
 
 def api_message(error: APIError) -> str:

@@ -26,5 +26,13 @@ class EngineUnavailable(Exception):
     """The engine did not answer: nothing is known."""
 
 
+class EngineSilent(EngineUnavailable):
+    """The call was taken, and no answer came in time."""
+
+
+class EngineFailed(EngineUnavailable):
+    """The engine answered that it failed; the text is its own, and its users may read it."""
+
+
 class EngineRefused(Exception):
     """The engine said no; the text is why."""

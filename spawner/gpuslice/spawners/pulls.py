@@ -183,7 +183,7 @@ _PROBLEMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 def pull_problem(image: str, said: str) -> PullFailed:
     """The engine's words for a failed pull as a reason and a sentence that keeps them."""
-    said = " ".join(said.split())[:300]
+    said = " ".join(said.split()).removeprefix("the engine failed: ")[:300]
     for reason, words, signs in _PROBLEMS:
         if any(sign in said.lower() for sign in signs):
             return PullFailed(reason, f"The image {image} was not pulled: {words} ({said})")
@@ -193,7 +193,8 @@ def pull_problem(image: str, said: str) -> PullFailed:
 # --- who waits for it -----------------------------------------------------------------------
 
 
-#: Pulls one image and gives the engine's lines. Blocking, run in a thread; raises PullFailed.
+#: Pulls one image and gives the engine's lines. Blocking, run in a thread. What it raises is
+#: raised for everybody who waits.
 Source = Callable[[], Generator[Line, None, None]]
 
 
@@ -235,7 +236,7 @@ class Pulls:
             tell: Called now and then with how far it is and whether another start began it.
 
         Raises:
-            PullFailed
+            PullFailed, or whatever else ``source`` raises.
         """
         pull = self._running.get(key)
         shared = pull is not None

@@ -25,6 +25,10 @@ class EngineDown(Exception):
     """The engine did not answer, or failed: nothing is known, so nothing may be concluded."""
 
 
+class EngineFailed(EngineDown):
+    """It answered, with a status from 500 on: what it says is why, and all that is known."""
+
+
 class EngineSaysNo(Exception):
     """The engine answered with a status from 400 to 499."""
 
@@ -37,7 +41,7 @@ class EngineSaysNo(Exception):
 class DockerApi:
     """Calls to one engine. Each has a connection of its own, so none waits for another.
 
-    Raises :class:`EngineDown` and :class:`EngineSaysNo`.
+    Raises :class:`EngineDown`, :class:`EngineFailed` among it, and :class:`EngineSaysNo`.
     """
 
     def __init__(self, socket: str, *, timeout_s: float = 5.0) -> None:
@@ -173,7 +177,7 @@ class DockerApi:
             ):  # fmt: skip
                 if answer.status >= 500:
                     text = _message(await answer.read())
-                    raise EngineDown(f"the engine failed: {text}")
+                    raise EngineFailed(f"the engine failed: {text}")
                 if answer.status >= 400:
                     raise EngineSaysNo(answer.status, _message(await answer.read()))
                 yield answer

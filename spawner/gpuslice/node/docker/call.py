@@ -12,7 +12,7 @@ from tornado.web import HTTPError
 
 from gpuslice.errors import Refused
 from gpuslice.node.app import Handler
-from gpuslice.node.docker.api import EngineDown, EngineSaysNo
+from gpuslice.node.docker.api import EngineDown, EngineFailed, EngineSaysNo
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _SHOWN = 200
@@ -87,6 +87,9 @@ def engine_refusals() -> Iterator[None]:
     """What the engine says, as refusals: who does not answer is not *not there*."""
     try:
         yield
+    except EngineFailed as problem:
+        # Also what a failing hook says about a start: its words must reach the user.
+        raise Refused("engine-failed", str(problem)[:500], status=500) from problem
     except EngineDown as problem:
         text = str(problem)[:500]
         raise Refused("runtime-unavailable", text, status=503, retry_after_s=10) from problem
