@@ -494,6 +494,8 @@ def test_a_stopped_gate_can_start_again_whatever_happened_to_the_networks(
     gathered(*map(made.ensure, leases))
     hub.stop(timeout=0)
     call(made.remove(removed))
+    hub.start()
+    hub.stop(timeout=0)
     world.client.networks.get(network_name(pruned)).remove()  # by hand
     # New ones may come while it is down, and wait for it.
     late = new_lease()
