@@ -35,6 +35,8 @@ from gpuslice.node.environment import is_the_nodes
 
 #: How long the toolkit may take: without persistence mode the driver wakes each GPU for it.
 LIMIT_S = 20.0
+#: How long a killed one may take to end.
+_END_LIMIT_S = 1.0
 #: In every version from 1.13 on; ``nvml``, because devices are named as NVML does.
 _ARGUMENTS = ("cdi", "generate", "--mode=nvml", "--format=json", "--device-name-strategy=uuid")
 
@@ -96,10 +98,12 @@ class Toolkit:
             raise _unavailable(f"{command} has not answered for {self._limit_s:g} s") from None
         finally:
             if process.returncode is None:
-                # With what it has started. Its end is not waited for: one that waits in the
-                # driver cannot be killed.
+                # With what it has started.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                # One that waits in the driver cannot be killed, and is not waited for.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), _END_LIMIT_S)
         if process.returncode:
             said = _last_line(err) or f"exit code {process.returncode}"
             raise _unavailable(f"{command} failed: {said}")
