@@ -42,49 +42,72 @@ _CONFIG = click.option(
 )
 
 
-@main.command()
+@main.command("up")
 @_STATE
 @_CONFIG
 @click.option(
     "--engine",
-    type=click.Choice(["local"]),
+    type=click.Choice(["local", "docker"]),
     default="local",
     show_default=True,
-    help="What runs notebook servers: 'local' are processes of this machine, a demo.",
+    help="What runs notebook servers: 'local' are processes of this machine, a demo; 'docker' "
+    "are containers of their own, and so are the platform's parts.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True,
-              help="Where browsers find it, on this machine only.")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535),
+              help="Where browsers find it, on this machine only.  [default: 8000]")  # fmt: skip
 @click.option("--proxy-api-port", type=click.IntRange(1, 65535),
-              help="Where the hub tells the proxy its routes.  [default: port + 1]")  # fmt: skip
+              help="Where a local hub tells its proxy the routes.  [default: port+1]")  # fmt: skip
 @click.option("--simulated", is_flag=True, help="Use simulated GPUs even if there are real ones.")
 @click.option("--hub-config", type=click.Path(dir_okay=False, exists=True, path_type=Path),
               help="A jupyterhub_config.py of your own instead of the demo's.")  # fmt: skip
 @click.option("--drain-timeout", type=click.FloatRange(1, 3600), default=90, show_default=True,
               help="Seconds that Ctrl-C waits for servers and leases to end.")  # fmt: skip
-def up(
+def up_command(
     state: Path,
     config: Path | None,
     engine: str,
-    port: int,
+    port: int | None,
     proxy_api_port: int | None,
     simulated: bool,
     hub_config: Path | None,
     drain_timeout: float,
 ) -> None:
     """Start proxy, hub, service and node on this machine, until Ctrl-C."""
-    from gpuslice.cli.up import Wishes, run
+    config = config.absolute() if config else None
+    hub_config = hub_config.absolute() if hub_config else None
+    if engine == "docker":
+        from gpuslice.cli import up_docker
 
-    del engine  # the only one so far
-    wishes = Wishes(
-        state=state.absolute(),
-        config=config.absolute() if config else None,
-        port=port,
-        proxy_api_port=proxy_api_port or (port + 1 if port < 65535 else port - 1),
-        simulated=simulated,
-        hub_config=hub_config.absolute() if hub_config else None,
-        drain_timeout_s=drain_timeout,
+        if proxy_api_port is not None:
+            raise click.UsageError("--proxy-api-port does nothing with --engine docker.")
+        sys.exit(
+            up_docker.run(
+                up_docker.Wishes(
+                    state=state.absolute(),
+                    config=config,
+                    hub_config=hub_config,
+                    port=port,
+                    simulated=simulated,
+                    drain_timeout_s=drain_timeout,
+                )
+            )
+        )
+    from gpuslice.cli import up
+
+    port = port or 8000
+    sys.exit(
+        up.run(
+            up.Wishes(
+                state=state.absolute(),
+                config=config,
+                port=port,
+                proxy_api_port=proxy_api_port or (port + 1 if port < 65535 else port - 1),
+                simulated=simulated,
+                hub_config=hub_config,
+                drain_timeout_s=drain_timeout,
+            )
+        )
     )
-    sys.exit(run(wishes))
 
 
 @main.command()
@@ -110,11 +133,43 @@ def init(state: Path, hand_out: Path | None, owner: Sequence[tuple[str, int]]) -
     click.echo(f"The secrets are in {layout.secrets}")
 
 
+_NODE_SOCKET = click.option(
+    "--node-socket",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The node's control.sock.  [default: the one in the data folder]",
+)
+
+
+@main.command()
+@_STATE
+@_NODE_SOCKET
+@click.option("--json", "as_json", is_flag=True, help="Everything that the node says of them.")
+def devices(state: Path, node_socket: Path | None, as_json: bool) -> None:
+    """List the devices that the node has."""
+    import asyncio
+
+    from gpuslice.cli.console import device_lines
+    from gpuslice.cli.state import State
+    from gpuslice.cli.trouble import Trouble
+    from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
+
+    node = NodeClient(node_socket or State(state.absolute()).node)
+    try:
+        seen = asyncio.run(node.inventory())
+    except (NodeUnavailable, NodeRefused) as error:
+        raise Trouble(str(error)) from None
+    if as_json:
+        click.echo(seen.model_dump_json())
+        return
+    click.echo("simulated" if seen.simulated else "real")
+    for line in device_lines(seen):
+        click.echo(line.strip())
+
+
 @main.command()
 @_STATE
 @_CONFIG
-@click.option("--node-socket", type=click.Path(dir_okay=False, path_type=Path),
-              help="The node's control.sock.  [default: the one in the data folder]")  # fmt: skip
+@_NODE_SOCKET
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=90, show_default=True,
               help="Seconds to wait for servers and leases to end.")  # fmt: skip
 def drain(state: Path, config: Path | None, node_socket: Path | None, timeout: float) -> None:

@@ -72,13 +72,14 @@ def check_free(ports: Ports, patience_s: float = 0.0) -> None:
     """
     deadline = time.monotonic() + patience_s
     for port in ports.all():
-        while (problem := _problem(port)) is not None:
+        while (problem := problem_of(port)) is not None:
             if time.monotonic() >= deadline:
                 raise Trouble(problem)
             time.sleep(0.2)
 
 
-def _problem(port: Port) -> str | None:
+def problem_of(port: Port) -> str | None:
+    """Why this port cannot be had, in one sentence; None if it can."""
     family = socket.AF_INET6 if ":" in port.host else socket.AF_INET
     with socket.socket(family) as probe:
         # As the parts do: a port that only waits for old connections to die is free.

@@ -21,14 +21,14 @@ def checks(plan: Plan) -> dict[str, Callable[[], bool]]:
     service = service_url(plan.settings)
     return {
         # Whatever it answers: routes come with the hub.
-        "proxy": lambda: _answers(public, any_status=True),
+        "proxy": lambda: answers(public, any_status=True),
         "node": lambda: inventory(plan) is not None,
-        "service": lambda: _answers(f"{service}api/health"),
+        "service": lambda: answers(f"{service}api/health"),
         # Through the proxy: from here on a browser gets in, and the service is routed too.
         "hub": lambda: (
-            _answers(f"http://{plan.ports.hub.host}:{plan.ports.hub.number}/hub/health")
-            and _answers(f"{public}/hub/health")
-            and _answers(f"{public}{plan.settings.service.public_prefix}api/health")
+            answers(f"http://{plan.ports.hub.host}:{plan.ports.hub.number}/hub/health")
+            and answers(f"{public}/hub/health")
+            and answers(f"{public}{plan.settings.service.public_prefix}api/health")
         ),
     }
 
@@ -41,7 +41,8 @@ def inventory(plan: Plan) -> Inventory | None:
         return None
 
 
-def _answers(url: str, *, any_status: bool = False) -> bool:
+def answers(url: str, *, any_status: bool = False) -> bool:
+    """Whether something at this URL says 200, or with ``any_status`` anything at all."""
     # No proxy of the environment: this never leaves the machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

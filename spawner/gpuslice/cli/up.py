@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import gpuslice
 from gpuslice.cli import gpus, ports, ready
+from gpuslice.cli.console import INTERRUPTED, Signals, device_lines, say
 from gpuslice.cli.drain import Doors, drain
 from gpuslice.cli.parts import PARTS, SUPERVISOR, Plan, parts, write_parts, write_supervisor_conf
 from gpuslice.cli.proxy import proxy_command
@@ -21,7 +19,6 @@ from gpuslice.cli.supervise import GAVE_UP, PartState, Supervisor, end_leftovers
 from gpuslice.cli.trouble import Trouble
 from gpuslice.settings import SettingsError, load_settings
 from gpuslice.spawners.configure import service_url
-from gpuslice.units import format_memory
 from gpuslice.wire import Inventory
 
 _START_S = 120.0
@@ -29,8 +26,6 @@ _LEFTOVERS_S = 20.0
 _LOG_LINES = 15
 #: A part that had to be started more often than this before it ever answered never will.
 _TRIES = 2
-#: Exit code of a program that was interrupted.
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -46,40 +41,13 @@ class Wishes:
     drain_timeout_s: float
 
 
-class _Signals:
-    """Counts the requests to end: the first asks for an orderly end, the second for an end."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._came)
-
-    def _came(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-
-    def wait(self, seconds: float) -> bool:
-        """Whether a signal has come, or comes within so many seconds."""
-        deadline = time.monotonic() + seconds
-        while self.count == 0 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return self.count > 0
-
-    @property
-    def asked(self) -> bool:
-        return self.count > 0
-
-    @property
-    def insisted(self) -> bool:
-        return self.count > 1
-
-
 def run(wishes: Wishes) -> int:
     """Start everything, stay until told to end; returns the exit code.
 
     Raises:
         Trouble: it cannot start; nothing of it is left running.
     """
-    signals = _Signals()
+    signals = Signals()
     plan, chosen = _prepare(wishes)
     supervisor = Supervisor(plan.state)
     write_parts(plan.state, parts(plan))
@@ -87,13 +55,13 @@ def run(wishes: Wishes) -> int:
     supervisor.start()
     try:
         if not _wait_until_ready(plan, supervisor, signals):
-            return _INTERRUPTED
-        _say(_welcome(plan, chosen, ready.inventory(plan)))
+            return INTERRUPTED
+        say(_welcome(plan, chosen, ready.inventory(plan)))
         _stay(supervisor, plan.state, signals)
         return _end(plan, wishes, signals)
     finally:
         supervisor.stop()
-        _say("All parts have ended.")
+        say("All parts have ended.")
 
 
 # --- before the start -----------------------------------------------------------------------
@@ -115,7 +83,7 @@ def _prepare(wishes: Wishes) -> tuple[Plan, gpus.Gpus]:
     ports.check_free(chosen_ports, patience_s=_LEFTOVERS_S if unclean else 0.0)
     ensure_secrets(state.secrets)
     command = proxy_command()
-    _say("Looking for GPUs")
+    say("Looking for GPUs")
     chosen = gpus.choose(state, simulated=wishes.simulated)
     plan = Plan(
         state=state,
@@ -148,13 +116,13 @@ def _demo_hub_config() -> Path:
 # --- while it starts ------------------------------------------------------------------------
 
 
-def _wait_until_ready(plan: Plan, supervisor: Supervisor, signals: _Signals) -> bool:
+def _wait_until_ready(plan: Plan, supervisor: Supervisor, signals: Signals) -> bool:
     """Tell each part as it answers. False: somebody does not want to wait any longer.
 
     Raises:
         Trouble: a part keeps crashing, or does not answer in time; its last lines are shown.
     """
-    _say(f"Starting {', '.join(PARTS)}")
+    say(f"Starting {', '.join(PARTS)}")
     waiting = ready.checks(plan)
     tries: dict[str, set[int]] = {name: set() for name in PARTS}
     began = time.monotonic()
@@ -167,7 +135,7 @@ def _wait_until_ready(plan: Plan, supervisor: Supervisor, signals: _Signals) -> 
                 raise _keeps_ending(plan.state, name)
         for name in [name for name, answers in waiting.items() if answers()]:
             del waiting[name]
-            _say(f"  {name} answers ({time.monotonic() - began:.0f} s)")
+            say(f"  {name} answers ({time.monotonic() - began:.0f} s)")
         if waiting and time.monotonic() - began > _START_S:
             name = next(iter(waiting))
             raise Trouble(
@@ -201,7 +169,7 @@ def _last_lines(state: State, name: str) -> str:
 # --- while it runs --------------------------------------------------------------------------
 
 
-def _stay(supervisor: Supervisor, state: State, signals: _Signals) -> None:
+def _stay(supervisor: Supervisor, state: State, signals: Signals) -> None:
     while not signals.wait(1.0):
         _raise_if_given_up(supervisor, state)
 
@@ -234,37 +202,30 @@ def _gpu_lines(chosen: gpus.Gpus, seen: Inventory | None) -> list[str]:
         lines = ["  GPUs      real"]
     if seen is None:
         return [*lines, "            (the node does not answer now)"]
-    if seen.gpu_problem:
-        lines.append(f"            {seen.gpu_problem}")
-    for device in seen.devices:
-        memory = "" if device.memory_bytes is None else f", {format_memory(device.memory_bytes)}"
-        name = device.model if device.mig_profile is None else f"MIG {device.mig_profile}"
-        note = " (cut by MIG)" if device.mig_enabled else ""
-        lines.append(f"            {device.kind} {device.index}: {name}{memory}{note}")
-    return lines
+    return [*lines, *device_lines(seen)]
 
 
 # --- the end --------------------------------------------------------------------------------
 
 
-def _end(plan: Plan, wishes: Wishes, signals: _Signals) -> int:
-    _say("\nEnding: stopping all servers. Ctrl-C again ends the parts at once; servers then go on.")
+def _end(plan: Plan, wishes: Wishes, signals: Signals) -> int:
+    say("\nEnding: stopping all servers. Ctrl-C again ends the parts at once; servers then go on.")
     doors = Doors(
         service_url=service_url(plan.settings),
         token_file=plan.state.secrets / "broker_token",
         node=plan.state.node,
         stop_grace_s=plan.settings.timing.stop_grace_s,
     )
-    left = drain(doors, wishes.drain_timeout_s, _say, lambda: signals.insisted, actor="gpuslice up")
+    left = drain(doors, wishes.drain_timeout_s, say, lambda: signals.insisted, actor="gpuslice up")
     if signals.insisted:
-        _say("Ended at once: servers go on, and the next 'gpuslice up' finds them.")
-        return _INTERRUPTED
+        say("Ended at once: servers go on, and the next 'gpuslice up' finds them.")
+        return INTERRUPTED
     if left == 0:
         return 0
     if left is None:
-        _say("The service did not answer, so leases were not settled; the next start does it.")
+        say("The service did not answer, so leases were not settled; the next start does it.")
     else:
-        _say(
+        say(
             f"{left} leases did not settle in {wishes.drain_timeout_s:g} s; "
             "the next 'gpuslice up' settles them."
         )
@@ -273,12 +234,3 @@ def _end(plan: Plan, wishes: Wishes, signals: _Signals) -> int:
 
 def _address(chosen: ports.Ports) -> str:
     return f"http://{chosen.public.host}:{chosen.public.number}"
-
-
-def _say(text: str) -> None:
-    # The reader may be gone (a closed terminal): ending in order matters more.
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except OSError:
-        pass
