@@ -29,8 +29,8 @@ HOME = HomeMount("volume", "gpuslice-home-ada", None, enforced=False)
 #: Everything that version 1.45 of the engine's API knows in the body of a create call.
 TOP = """
 Hostname Domainname User AttachStdin AttachStdout AttachStderr ExposedPorts Tty OpenStdin
-StdinOnce Env Cmd Healthcheck ArgsEscaped Image Volumes WorkingDir Entrypoint NetworkDisabled MacAddress
-OnBuild Labels StopSignal StopTimeout Shell HostConfig NetworkingConfig Runtime Platform
+StdinOnce Env Cmd Healthcheck ArgsEscaped Image Volumes WorkingDir Entrypoint NetworkDisabled
+MacAddress OnBuild Labels StopSignal StopTimeout Shell HostConfig NetworkingConfig Runtime Platform
 """.split()  # noqa: SIM905
 HOST = """
 CpuShares Memory CgroupParent BlkioWeight BlkioWeightDevice BlkioDeviceReadBps
