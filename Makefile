@@ -1,13 +1,17 @@
 # Everything a newcomer runs. `make` alone lists it. Targets are words, never paths, because make
 # cannot handle a path with spaces and this checkout may lie under one.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long lint format images bench docs pictures lock clean
+.PHONY: help setup run test test-long lint format images base-image bench docs pictures lock clean
 
 PY := .venv/bin/python
 ENGINE ?= local
 STATE ?= .run
 UP_ARGS ?=
 PYTEST_ARGS ?=
+IMAGES ?= hub node postgres notebook
+VARIANT ?= cpu
+TAG ?= latest
+BASE ?= debian:bookworm-slim
 SETUP := sh tools/setup.sh
 
 help: ## list these targets
@@ -43,8 +47,14 @@ format: ## write the format that `make lint` checks
 	@$(PY) -m ruff check --fix --select I
 	@$(PY) extensions/hatch_build.py format
 
-images: ## build the container images (none yet)
-	@echo "There are no images yet: they come with the Docker engine." >&2; exit 1
+images: ## build the container images (IMAGES='hub node', VARIANT=cuda, TAG, CA, WHEELS, BASE)
+	@$(SETUP) run
+	@$(PY) tools/images.py $(IMAGES) --variant "$(VARIANT)" --tag "$(TAG)" --base "$(BASE)" \
+		$(if $(CA),--ca "$(CA)") $(if $(WHEELS),--wheels "$(WHEELS)") \
+		$(if $(BUILD_FLAGS),--flags $(BUILD_FLAGS))
+
+base-image: ## make debian:bookworm-slim with debootstrap, where no registry has it (MIRROR)
+	@python3 tools/baseimage.py $(if $(MIRROR),"$(MIRROR)")
 
 bench: ## run the benchmarks (none yet)
 	@echo "There are no benchmarks yet." >&2; exit 1

@@ -32,13 +32,24 @@ compile dev --group dev --constraints requirements/test.txt
 compile compiler --group compiler
 compile docs --group docs --constraints requirements/test.txt
 
+# The images, in the layers in which they install (images/README.md), and in the versions that the
+# tests run. Whatever two of them share has one version.
+compile image-hub pyproject.toml --extra hub --extra postgres --extra docker \
+    --group image-pip --constraints requirements/test.txt
+compile image-proxy --group node --group image-proxy --constraints requirements/test.txt
+compile image-notebook pyproject.toml --group notebook --group image-notebook \
+    --group image-pip --constraints requirements/test.txt
+compile image-cpu --group starters --constraints requirements/test.txt
+UNIVERSAL="--python-platform x86_64-manylinux_2_28"
+compile image-cuda --group starters --group cuda --constraints requirements/test.txt \
+    --constraints requirements/image-notebook.txt
+
 # torch: the CPU build for the machine that tests run on, because PyPI's build for Linux brings
 # gigabytes of CUDA that no test uses. The CPU wheels are not on PyPI, so uv looks where pip is told
 # to look; where it finds none, the lock stays as it is.
 links=$("$python" -m pip config get global.find-links 2>/dev/null || true)
 if [ -n "$links" ]; then UV_FIND_LINKS=$links; export UV_FIND_LINKS; fi
 cp requirements/torch.txt .tools/torch-before.txt 2>/dev/null || true
-UNIVERSAL="--python-platform x86_64-manylinux_2_28"
 compile torch --group torch --constraints requirements/run.txt
 if ! grep -q '^torch==.*+cpu' requirements/torch.txt; then
     echo "==> requirements/torch.txt: left as it was, because no CPU build of torch is in sight"

@@ -27,6 +27,7 @@ FLAGS = (
     "-pthread",
     f"-Wl,-soname,{LIBRARY_NAME}",
 )
+_STAMP = f"{LIBRARY_NAME}.source"
 _TIMEOUT_S = 300  # ziglang builds its C library on first use
 
 
@@ -56,6 +57,7 @@ def compiler() -> list[str]:
 def build_library(target_dir: str | os.PathLike[str]) -> Path:
     """Compile the library into `target_dir`, unless it is there and of this source already.
 
+    A package that comes with one (an image's, where there is no compiler) gives that instead.
     Several processes may ask at once: one compiles, the others wait and find it done, and the file
     is replaced in one step, so whoever has the old one loaded keeps it.
 
@@ -68,17 +70,28 @@ def build_library(target_dir: str | os.PathLike[str]) -> Path:
     folder = Path(target_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / LIBRARY_NAME
-    stamp = folder / f"{LIBRARY_NAME}.source"
+    stamp = folder / _STAMP
     wanted = hashlib.sha256(SOURCE.read_bytes() + "\0".join(FLAGS).encode()).hexdigest()
     with (folder / f"{LIBRARY_NAME}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if library.exists() and stamp.exists() and stamp.read_text().strip() == wanted:
+        if _made_from(folder) == wanted:
             return library
         temporary = folder / f".{LIBRARY_NAME}.new"
-        compile_source(["-o", str(temporary)], cache=folder / "zig-cache")
+        if _made_from(SOURCE.parent) == wanted:
+            shutil.copyfile(SOURCE.parent / LIBRARY_NAME, temporary)
+        else:
+            compile_source(["-o", str(temporary)], cache=folder / "zig-cache")
         temporary.replace(library)
         stamp.write_text(wanted + "\n")
     return library
+
+
+def _made_from(folder: Path) -> str | None:
+    """What the library in a folder was made from; None when there is no library."""
+    stamp = folder / _STAMP
+    if not (folder / LIBRARY_NAME).exists() or not stamp.exists():
+        return None
+    return stamp.read_text().strip()
 
 
 def compile_source(arguments: list[str], *, cache: Path | None = None) -> None:

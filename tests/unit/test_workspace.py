@@ -52,9 +52,8 @@ def test_make_alone_lists_every_target_with_a_line_each() -> None:
     assert set(TARGETS) <= set(phony[1].split()) == set(listed)
 
 
-@pytest.mark.parametrize("target", ["images", "bench"])
-def test_a_target_with_nothing_to_do_says_so_and_fails(target: str) -> None:
-    done = _make(target)
+def test_a_target_with_nothing_to_do_says_so_and_fails() -> None:
+    done = _make("bench")
     said = done.stderr.splitlines()
     assert done.returncode == 2
     assert said[0].endswith(".") and re.search("no |nothing", said[0])
@@ -64,7 +63,7 @@ def test_a_target_with_nothing_to_do_says_so_and_fails(target: str) -> None:
 
 
 def test_there_are_the_locks_that_contributing_names() -> None:
-    named = re.findall(r"\| `(\w+\.txt)` \|", (ROOT / "CONTRIBUTING.md").read_text())
+    named = re.findall(r"\| `([\w-]+\.txt)` \|", (ROOT / "CONTRIBUTING.md").read_text())
     assert sorted(named) == [lock.name for lock in LOCKS]
 
 
