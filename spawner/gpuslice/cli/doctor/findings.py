@@ -103,11 +103,12 @@ class Group(Generic[Facts]):
     look: Callable[[], Facts]
     #: The last part of each finding's id, and the pure function that judges.
     checks: Mapping[str, Callable[[Facts], Verdicts]] = field(default_factory=dict)
+    limit_s: float = LOOK_LIMIT_S
 
-    def findings(self, limit_s: float = LOOK_LIMIT_S) -> list[Finding]:
+    def findings(self) -> list[Finding]:
         """All findings. Raises nothing: what breaks becomes a finding that names it."""
         try:
-            facts = bounded(self.look, limit_s)
+            facts = bounded(self.look, self.limit_s)
         except NotLooked as reason:
             return [Finding(f"{self.name}.look", reason.verdict)]
         except Exception as error:  # noqa: BLE001 (that is the promise)

@@ -14,6 +14,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Literal
 
+from gpuslice.cli.doctor.places import Place, below, look_at
 from gpuslice.cli.state import State
 from gpuslice.node.docker.api import DockerApi, Json
 from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
@@ -58,19 +59,35 @@ class Machine:
     node's container.
     """
 
-    def __init__(self, settings: Settings, state: State, kind: EngineKind) -> None:
+    def __init__(
+        self, settings: Settings, state: State, kind: EngineKind, node: Path | None = None
+    ) -> None:
         self.settings = settings
         self.state = state
         self.kind = kind
+        #: The node's folder, or one of its sockets.
+        self.node = node or state.node
         self.docker = DockerApi(settings.docker.socket, timeout_s=ENGINE_LIMIT_S)
 
     # --- the host's files -------------------------------------------------------------------
 
-    def host(self, path: str | Path) -> Path:
-        """Where a path of the host is found from here; of the local engine this is the host."""
-        if self.kind == "local":
-            return Path(path)
-        return Path(self.settings.docker.host_root) / str(path).lstrip("/")
+    def host(self, path: str) -> Path:
+        """Where a path of the host is found from here; with the local engine this is the host."""
+        return below(self.root, path)
+
+    @property
+    def root(self) -> str:
+        """The host's root folder, as seen from here."""
+        return "/" if self.kind == "local" else self.settings.docker.host_root
+
+    def place(self, path: str) -> Place:
+        """A path of the host, looked at."""
+        return look_at(path, root=self.root, mounts=self.mounts)
+
+    @cached_property
+    def mounts(self) -> str:
+        """The host's file systems, as its first process sees them."""
+        return self.host_text("/proc/1/mountinfo") or ""
 
     def host_text(self, path: str) -> str | None:
         """A small file of the host; None when there is none, or it may not be read."""
@@ -92,7 +109,7 @@ class Machine:
     @cached_property
     def inventory(self) -> Inventory | str:
         """The node's devices, or why it does not say."""
-        client = NodeClient(self.state.node, timeout_s=NODE_LIMIT_S)
+        client = NodeClient(self.node, timeout_s=NODE_LIMIT_S)
         try:
             return asyncio.run(client.inventory())
         except (NodeUnavailable, NodeRefused) as problem:
