@@ -6,7 +6,6 @@ making one costs a tenth of a millisecond.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http import HTTPStatus
@@ -84,11 +83,4 @@ def _api_problem(error: APIError) -> EngineUnavailable | EngineRefused:
 
 def api_message(error: APIError) -> str:
     """What an answer with an error status says, in the engine's or the node's words."""
-    text = str(error.explanation or "")
-    try:
-        said = json.loads(text)
-    except ValueError:
-        said = None
-    if isinstance(said, dict):
-        text = str(said.get("message") or text)
-    return " ".join(text.split())[:500] or "no reason given"
+    return " ".join(str(error.explanation or "").split())[:500] or "no reason given"
