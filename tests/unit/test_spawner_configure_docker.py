@@ -1,4 +1,4 @@
-"""``gpuslice.configure`` for the docker engine, images among options and form, the progress board."""
+"""``gpuslice.configure`` for the docker engine; images among options and form; the board."""
 
 from __future__ import annotations
 
