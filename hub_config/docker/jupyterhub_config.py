@@ -21,8 +21,7 @@ c = get_config()  # noqa: F821
 
 # --- where things listen: in the containers' networks; only the proxy's port 8000 is published --
 c.JupyterHub.bind_url = "http://0.0.0.0:8000"
-c.JupyterHub.hub_ip = "0.0.0.0"
-c.JupyterHub.hub_port = 8081
+c.JupyterHub.hub_bind_url = "http://0.0.0.0:8081"
 # As the proxy and every notebook find it.
 c.JupyterHub.hub_connect_url = "http://hub:8081"
 

@@ -54,6 +54,12 @@ class PartState:
     def ready(self) -> bool:
         return self.status == "running" and self.health == "healthy"
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended at least once, or does not answer, and is not well again."""
+        ended = self.restarts > 0 or self.exit_code != 0 or self.health == "unhealthy"
+        return ended and not self.ready
+
 
 class Compose:
     """One deployment. Every call is one of ``docker``, in a session of its own: a terminal's

@@ -218,7 +218,7 @@ def _raise_if_hopeless(plan: Plan, parts: dict[str, PartState]) -> None:
 def _failed(plan: Plan, parts: dict[str, PartState]) -> Trouble:
     """Why ``docker compose up`` gave up: the first part that is unwell, or its own words."""
     for name in PARTS:
-        if name in parts and (parts[name].health == "unhealthy" or parts[name].exit_code):
+        if name in parts and parts[name].failed:
             return Trouble(f"{name} does not become ready.\n{_last_lines(plan, parts[name])}")
     return Trouble(f"docker compose up failed.\n{_output(plan)}")
 
