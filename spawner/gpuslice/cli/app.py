@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -197,6 +198,45 @@ def drain(state: Path, config: Path | None, node_socket: Path | None, timeout: f
     )
     left = end_all(doors, timeout, click.echo, lambda: False, actor="gpuslice drain")
     sys.exit(2 if left is None else min(left, 1))
+
+
+@main.command()
+@_STATE
+@_CONFIG
+@_NODE_SOCKET
+@click.option("--engine", type=click.Choice(["local", "docker"]),
+              help="What runs notebook servers.  [default: the node's]")  # fmt: skip
+@click.option("--url", help="Where browsers reach the hub.  [default: what gpuslice up says]")
+@click.option("--only", multiple=True, metavar="GROUP", help="This group of checks; repeatable.")
+@click.option("--gpu", is_flag=True, help="Try each GPU in a container of the first image.")
+@click.option("--json", "as_json", is_flag=True, help="For programs; its form is documented.")
+def doctor(
+    state: Path,
+    config: Path | None,
+    node_socket: Path | None,
+    engine: Literal["local", "docker"] | None,
+    url: str | None,
+    only: Sequence[str],
+    gpu: bool,
+    as_json: bool,
+) -> None:
+    """Look whether this machine can run the platform, and say what to do where it cannot.
+
+    Exit code 0: no problem. 1: a problem. 2: no problem, but something could not be looked at.
+    """
+    from gpuslice.cli.doctor import examine
+
+    strange = set(only) - set(examine.TITLES)
+    if strange:
+        raise click.UsageError(
+            f"There is no group {', '.join(sorted(strange))}; there are "
+            f"{', '.join(examine.TITLES)}."
+        )
+    wishes = examine.Wishes(
+        config=config, state=state.absolute(), node=node_socket, engine=engine, url=url, gpu=gpu,
+        only=frozenset(only),
+    )  # fmt: skip
+    sys.exit(examine.run(wishes, as_json_text=as_json))
 
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

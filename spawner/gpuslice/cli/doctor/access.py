@@ -84,6 +84,4 @@ def socket_file(facts: SocketFacts) -> Verdict:
 
 
 def group(machine: Machine) -> Group[SocketFacts]:
-    return Group(
-        "socket", "Engine socket", lambda: look_at_socket(machine), {"access": socket_file}
-    )
+    return Group("socket", lambda: look_at_socket(machine), {"access": socket_file})

@@ -254,4 +254,4 @@ CHECKS: Mapping[str, Callable[[DatabaseFacts], Verdicts]] = {
 
 
 def group(machine: Machine) -> Group[DatabaseFacts]:
-    return Group("database", "Ledger", lambda: look(machine), CHECKS)
+    return Group("database", lambda: look(machine), CHECKS)

@@ -356,4 +356,4 @@ CHECKS: Mapping[str, Callable[[SettingsFacts], Verdicts]] = {
 
 
 def group(machine: Machine) -> Group[SettingsFacts]:
-    return Group("docker", "Settings of [docker]", lambda: look(machine), CHECKS)
+    return Group("docker", lambda: look(machine), CHECKS)

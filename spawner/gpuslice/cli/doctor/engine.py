@@ -113,7 +113,7 @@ def _bool(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def look(machine: Machine, void_sees_gpus: bool | None) -> EngineFacts:
+def look(machine: Machine) -> EngineFacts:
     seen = machine.engine
     socket = machine.settings.docker.socket
     if seen.problem is not None:
@@ -133,7 +133,7 @@ def look(machine: Machine, void_sees_gpus: bool | None) -> EngineFacts:
         machine.host_text(_DAEMON_JSON),
         cdi_dir=machine.settings.docker.cdi_dir,
         real_gpus=machine.real_gpus,
-        void_sees_gpus=void_sees_gpus,
+        void_sees_gpus=machine.void_sees_gpus,
     )
 
 
@@ -368,5 +368,5 @@ CHECKS: Mapping[str, Callable[[EngineFacts], Verdicts]] = {
 }
 
 
-def group(machine: Machine, void_sees_gpus: bool | None) -> Group[EngineFacts]:
-    return Group("engine", "Docker engine", lambda: look(machine, void_sees_gpus), CHECKS)
+def group(machine: Machine) -> Group[EngineFacts]:
+    return Group("engine", lambda: look(machine), CHECKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,74 +31,91 @@ from gpuslice.wire import Inventory
 #: Each container of the GPU test has its own limit; this one is for all together.
 _GPU_TEST_LIMIT_S = 1800.0
 
+#: The groups in the order in which they are shown, and what people call them.
+TITLES = {
+    "settings": "Settings",
+    "gpu-test": "GPUs in containers",
+    "socket": "Engine socket",
+    "engine": "Docker engine",
+    "toolkit": "NVIDIA container toolkit",
+    "docker": "Settings of [docker]",
+    "gpus": "GPUs",
+    "files": "Private files",
+    "database": "Ledger",
+    "wiring": "Parts",
+    "host": "Machine",
+}
+#: What concerns the ``docker`` engine only.
+_DOCKER_ONLY = frozenset({"gpu-test", "socket", "engine", "toolkit", "docker"})
+
 
 @dataclass(frozen=True)
 class Wishes:
-    """The command line; ``engine`` None: the one that the running node has."""
+    """The command line.
+
+    Attributes:
+        engine: None for the one that the running node has, or else the local one.
+        only: Names of groups; empty for all.
+    """
 
     config: Path | None
     state: Path
-    node: Path | None
-    engine: EngineKind | None
-    url: str | None
-    gpu: bool
+    node: Path | None = None
+    engine: EngineKind | None = None
+    url: str | None = None
+    gpu: bool = False
+    only: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Examined:
     engine: EngineKind
     findings: list[Finding]
-    #: Titles of the groups, in their order.
-    titles: dict[str, str]
 
 
 def examine(wishes: Wishes) -> Examined:
-    """Looks and judges. Raises nothing."""
-    titles = {"settings": "Settings"}
+    """Looks and judges on this machine. Raises nothing."""
     try:
         settings = load_settings(wishes.config)
     except SettingsError as error:
-        return Examined(wishes.engine or "local", [Finding("settings.file", _wrong(error))], titles)
-    findings = [Finding("settings.file", _read(settings))]
+        return Examined(wishes.engine or "local", [Finding("settings.file", _wrong(error))])
     machine = Machine(settings, State(wishes.state), wishes.engine or "local", wishes.node)
     if wishes.engine is None and isinstance(machine.inventory, Inventory):
         machine.kind = machine.inventory.engine
-    for group in groups(machine, wishes):
-        titles[group.name] = group.title
-        findings += group.findings()
-    return Examined(machine.kind, findings, titles)
+    findings = [Finding("settings.file", _read(settings))]
+    for name in TITLES:
+        wanted = not wishes.only or name in wishes.only
+        concerned = machine.kind == "docker" or name not in _DOCKER_ONLY
+        if wanted and concerned and name in _GROUPS:
+            group = _GROUPS[name](machine, wishes)
+            findings += group.findings() if group is not None else []
+    return Examined(machine.kind, findings)
 
 
-def groups(machine: Machine, wishes: Wishes) -> Iterator[Group[Any]]:
-    """The groups that concern this engine, what others need first."""
-    void_sees_gpus = None
-    if machine.kind == "docker":
-        if wishes.gpu:
-            test = _Once(lambda: gputest.look(machine))
-            tried = gputest.group(test)
-            yield Group(tried.name, tried.title, test, tried.checks, _GPU_TEST_LIMIT_S)
-            void_sees_gpus = test.facts.sees_gpus("void") if test.facts else None
-        yield access.group(machine)
-        yield engine.group(machine, void_sees_gpus)
-        yield toolkit.group(machine)
-        yield dockersettings.group(machine)
-    yield gpus.group(machine)
-    yield privatefiles.group(machine)
-    yield database.group(machine)
-    yield wiring.group(machine, wishes.url)
-    yield host.group(machine)
+def _gpu_test(machine: Machine, wishes: Wishes) -> Group[Any] | None:
+    if not wishes.gpu:
+        return None
+
+    def look() -> gputest.TrialFacts:
+        facts = gputest.look(machine)
+        machine.void_sees_gpus = facts.sees_gpus("void")
+        return facts
+
+    return Group("gpu-test", look, gputest.CHECKS, _GPU_TEST_LIMIT_S)
 
 
-class _Once:
-    """A look whose facts another group needs too."""
-
-    def __init__(self, look: Callable[[], gputest.TrialFacts]) -> None:
-        self._look = look
-        self.facts: gputest.TrialFacts | None = None
-
-    def __call__(self) -> gputest.TrialFacts:
-        self.facts = self._look()
-        return self.facts
+_GROUPS: dict[str, Callable[[Machine, Wishes], Group[Any] | None]] = {
+    "gpu-test": _gpu_test,
+    "socket": lambda machine, _: access.group(machine),
+    "engine": lambda machine, _: engine.group(machine),
+    "toolkit": lambda machine, _: toolkit.group(machine),
+    "docker": lambda machine, _: dockersettings.group(machine),
+    "gpus": lambda machine, _: gpus.group(machine),
+    "files": lambda machine, _: privatefiles.group(machine),
+    "database": lambda machine, _: database.group(machine),
+    "wiring": lambda machine, wishes: wiring.group(machine, wishes.url),
+    "host": lambda machine, _: host.group(machine),
+}
 
 
 def _wrong(error: SettingsError) -> Verdict:
@@ -115,13 +132,16 @@ def _read(settings: Settings) -> Verdict:
     return ok(f"{settings.source} is understood.")
 
 
-def run(wishes: Wishes, *, as_json_text: bool, out: TextIO = sys.stdout) -> int:
-    """Examines, prints, and returns the exit code."""
-    examined = examine(wishes)
+def run(wishes: Wishes, *, as_json_text: bool, out: TextIO | None = None) -> int:
+    """Examines this machine, or the parts of the deployment that runs on it; prints; returns the
+    exit code."""
+    from gpuslice.cli.doctor.deployed import examine_deployment
+
+    out = out or sys.stdout
+    examined = examine_deployment(wishes) or examine(wishes)
     if as_json_text:
-        text = as_json(examined.findings, examined.engine) + "\n"
+        out.write(as_json(examined.findings, examined.engine) + "\n")
     else:
         colours = out.isatty() and not os.environ.get("NO_COLOR")
-        text = as_text(examined.findings, examined.titles, colours=colours)
-    out.write(text)
+        out.write(as_text(examined.findings, TITLES, colours=colours))
     return exit_code(examined.findings)

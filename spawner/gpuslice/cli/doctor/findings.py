@@ -99,7 +99,6 @@ class Group(Generic[Facts]):
     """One look and the checks that judge what it saw."""
 
     name: str
-    title: str
     look: Callable[[], Facts]
     #: The last part of each finding's id, and the pure function that judges.
     checks: Mapping[str, Callable[[Facts], Verdicts]] = field(default_factory=dict)

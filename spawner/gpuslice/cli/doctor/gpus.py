@@ -341,4 +341,4 @@ CHECKS: Mapping[str, Callable[[GpuFacts], Verdicts]] = {
 
 
 def group(machine: Machine) -> Group[GpuFacts]:
-    return Group("gpus", "GPUs", lambda: look(machine), CHECKS)
+    return Group("gpus", lambda: look(machine), CHECKS)

@@ -14,7 +14,6 @@ from typing import Any
 
 from gpuslice.cli.doctor import cudaprobe
 from gpuslice.cli.doctor.findings import (
-    Group,
     NotLooked,
     Verdict,
     Verdicts,
@@ -272,7 +271,3 @@ def without(facts: TrialFacts) -> list[Verdict]:
 
 
 CHECKS: Mapping[str, Callable[[TrialFacts], Verdicts]] = {"devices": devices, "without": without}
-
-
-def group(facts: Callable[[], TrialFacts]) -> Group[TrialFacts]:
-    return Group("gpu-test", "GPUs in containers", facts, CHECKS)

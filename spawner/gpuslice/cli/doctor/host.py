@@ -153,4 +153,4 @@ CHECKS: Mapping[str, Callable[[HostFacts], Verdicts]] = {"clock": clock, "disks"
 
 
 def group(machine: Machine) -> Group[HostFacts]:
-    return Group("host", "Machine", lambda: look(machine), CHECKS)
+    return Group("host", lambda: look(machine), CHECKS)

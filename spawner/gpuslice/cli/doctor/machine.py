@@ -67,6 +67,8 @@ class Machine:
         self.kind = kind
         #: The node's folder, or one of its sockets.
         self.node = node or state.node
+        #: What ``--gpu`` has found out: whether a container without a device sees one.
+        self.void_sees_gpus: bool | None = None
         self.docker = DockerApi(settings.docker.socket, timeout_s=ENGINE_LIMIT_S)
 
     # --- the host's files -------------------------------------------------------------------

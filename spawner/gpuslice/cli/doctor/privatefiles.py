@@ -22,6 +22,7 @@ from gpuslice.cli.doctor.findings import (
 )
 from gpuslice.cli.doctor.machine import Machine
 from gpuslice.cli.doctor.places import Place, look_at
+from gpuslice.cli.handout import HANDED_OUT
 from gpuslice.cli.secrets import SECRETS
 from gpuslice.nodeclient import node_sockets
 
@@ -48,10 +49,15 @@ def look(machine: Machine) -> PrivateFacts:
     sockets = (node,) if node.suffix == ".sock" else node_sockets(node)
     return PrivateFacts(
         folder=_place(state.secrets),
-        secrets=tuple(_place(state.secrets / name) for name in SECRETS),
+        secrets=tuple(_place(state.secrets / name) for name in _names()),
         sockets=tuple(_place(socket) for socket in sockets),
         asking=os.geteuid(),
     )
+
+
+def _names() -> list[str]:
+    """Every secret that any part may have."""
+    return sorted({*SECRETS, *(name for names in HANDED_OUT.values() for name in names)})
 
 
 def _place(path: Path) -> Place:
@@ -68,8 +74,9 @@ def secrets(facts: PrivateFacts) -> list[Verdict]:
             )
         ]
     found = []
-    missing = [_name(place) for place in facts.secrets if place.kind == "missing"]
-    if missing:
+    there = {_name(place) for place in facts.secrets if place.there}
+    missing = [name for name in SECRETS if name not in there]
+    if missing and not any(there.issuperset(names) for names in HANDED_OUT.values()):
         found.append(
             warning(
                 f"Secrets are missing in {facts.folder.path}: {named(missing)}.",
@@ -163,4 +170,4 @@ CHECKS: Mapping[str, Callable[[PrivateFacts], Verdicts]] = {
 
 
 def group(machine: Machine) -> Group[PrivateFacts]:
-    return Group("files", "Private files", lambda: look(machine), CHECKS)
+    return Group("files", lambda: look(machine), CHECKS)

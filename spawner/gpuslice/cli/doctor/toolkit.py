@@ -164,4 +164,4 @@ CHECKS: Mapping[str, Callable[[ToolkitFacts], Verdicts]] = {
 
 
 def group(machine: Machine) -> Group[ToolkitFacts]:
-    return Group("toolkit", "NVIDIA container toolkit", lambda: look(machine), CHECKS)
+    return Group("toolkit", lambda: look(machine), CHECKS)

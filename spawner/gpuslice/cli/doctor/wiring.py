@@ -323,4 +323,4 @@ CHECKS: Mapping[str, Callable[[WiringFacts], Verdicts]] = {
 
 
 def group(machine: Machine, public_url: str | None) -> Group[WiringFacts]:
-    return Group("wiring", "Parts", lambda: look(machine, public_url), CHECKS)
+    return Group("wiring", lambda: look(machine, public_url), CHECKS)

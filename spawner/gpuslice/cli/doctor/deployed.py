@@ -1,0 +1,112 @@
+"""The doctor for the compose deployment: its parts are examined where they are, in containers.
+
+The node's container sees the engine and the host, the service's sees the ledger and the other
+parts; each has gpuslice in it, so each is asked for its own findings.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpuslice.cli.compose import Compose, folder, last_line
+from gpuslice.cli.doctor.examine import Examined, Wishes, examine
+from gpuslice.cli.doctor.findings import Finding, Level, Verdict, note, unknown
+from gpuslice.cli.state import State
+from gpuslice.cli.trouble import Trouble
+from gpuslice.nodeclient import node_sockets
+
+#: Paths and names inside the containers, as compose.yaml has them.
+_OPTIONS = (
+    "--engine", "docker",
+    "--config", "/etc/gpuslice/gpuslice.toml",
+    "--state", "/var/lib/gpuslice",
+    "--node-socket", "/run/gpuslice/control/control.sock",
+    "--url", "http://proxy:8000",
+)  # fmt: skip
+#: Which groups are looked at from which part. A container of its own has no clock of its own.
+_BY_NODE = ("socket", "engine", "toolkit", "docker", "gpus", "host")
+_BY_SERVICE = ("files", "database", "wiring")
+
+
+def examine_deployment(wishes: Wishes) -> Examined | None:
+    """The findings of a deployment on this machine; None when there is nothing to ask.
+
+    That is so with the local engine, where the node's socket is named or lies in the data folder,
+    and where compose or its file are missing.
+    """
+    if wishes.engine != "docker" or wishes.node is not None:
+        return None
+    if node_sockets(State(wishes.state).node)[0].exists():
+        return None
+    try:
+        environment = {"GPUSLICE_CONFIG": str(wishes.config)} if wishes.config else {}
+        compose = Compose(folder(), environment)
+        deployment = compose.deployment()
+        parts = compose.parts(deployment.project)
+    except (Trouble, OSError, ValueError, KeyError):
+        return None
+    if "node" not in parts or parts["node"].status != "running":
+        return _before_the_start(wishes, deployment.config)
+    by_node = _BY_NODE + (("gpu-test",) if wishes.gpu else ())
+    findings = _asked(compose, f"{deployment.project}-node", by_node, wishes)
+    findings += _asked(compose, f"{deployment.project}-service", _BY_SERVICE, wishes)
+    return Examined("docker", findings)
+
+
+def _before_the_start(wishes: Wishes, config: Any) -> Examined:
+    """What can be said of the machine alone; addresses and files of the parts are theirs."""
+    from dataclasses import replace
+
+    only = frozenset(_BY_NODE) | ({"gpu-test"} if wishes.gpu else set())
+    alone = examine(replace(wishes, config=config, only=wishes.only & only or only))
+    idle = note(
+        "The deployment does not run, so its parts were not looked at.",
+        "Start it (make run ENGINE=docker, or docker compose up -d) and ask again.",
+    )
+    return Examined("docker", [*alone.findings, Finding("wiring.running", idle)])
+
+
+def _asked(
+    compose: Compose, container: str, groups: tuple[str, ...], wishes: Wishes
+) -> list[Finding]:
+    wanted = [name for name in groups if not wishes.only or name in wishes.only]
+    if not wanted:
+        return []
+    words = [*_OPTIONS, "--json", *(word for name in wanted for word in ("--only", name))]
+    if wishes.gpu and "gpu-test" in wanted:
+        words.append("--gpu")
+    try:
+        answer = compose.ask(container, "gpuslice", "doctor", *words)
+    except Trouble as trouble:
+        return [Finding(f"{wanted[0]}.look", _not_asked(container, str(trouble)))]
+    found = read_report(answer.stdout)
+    if found is None:
+        said = last_line(answer.stderr or answer.stdout)
+        return [Finding(f"{wanted[0]}.look", _not_asked(container, said))]
+    return [
+        finding for finding in found if finding.group != "settings" or container.endswith("node")
+    ]
+
+
+def _not_asked(container: str, said: str) -> Verdict:
+    return unknown(
+        f"The container {container} could not be asked: {said.rstrip('.')}.",
+        f"Look at docker ps and docker logs {container}; build its image anew (make images) if it "
+        "is older than this gpuslice.",
+    )
+
+
+def read_report(text: str) -> list[Finding] | None:
+    """The findings in a report that another doctor printed; None when it is none."""
+    try:
+        found = [
+            Finding(
+                str(one["id"]),
+                Verdict(Level(one["level"]), one["what"], one["do"], tuple(one["references"])),
+            )
+            for one in json.loads(text)["findings"]
+        ]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found
