@@ -19,6 +19,7 @@ import requests
 
 from gpuslice.cli.ledger import problems
 from gpuslice.cli.secrets import read_secret
+from hublogin import Session
 from nvmlsim import Fleet, GpuSpec
 
 HERE = Path(__file__).parent
@@ -348,39 +349,6 @@ class Platform:
 
     def log(self, part: str) -> str:
         return (self.state / "log" / f"{part}.log").read_text(errors="replace")
-
-
-class Session:
-    """A browser: cookies, and what the hub wants of a page's own requests."""
-
-    def __init__(self, url: str, user: str, password: str) -> None:
-        self.url, self.user = url, user
-        self._session = requests.Session()
-        self._session.headers["Sec-Fetch-Mode"] = "navigate"
-        self.get("/hub/login")
-        answer = self.post("/hub/login", {"username": user, "password": password})
-        assert answer.ok and "/hub/login" not in answer.url, answer.url
-
-    @property
-    def xsrf(self) -> str:
-        return str(self._session.cookies.get("_xsrf", path="/hub/"))
-
-    def get(self, path: str, **headers: str) -> requests.Response:
-        return self._session.get(f"{self.url}{path}", headers=headers, timeout=60)
-
-    def post(self, path: str, form: dict[str, Any]) -> requests.Response:
-        return self._session.post(
-            f"{self.url}{path}", params={"_xsrf": self.xsrf}, data=form, timeout=60
-        )
-
-    def api(self, method: str, path: str, **kwargs: Any) -> requests.Response:
-        return self._session.request(
-            method,
-            f"{self.url}/hub/api/{path}",
-            headers={"X-XSRFToken": self.xsrf, "Sec-Fetch-Mode": "cors"},
-            timeout=60,
-            **kwargs,
-        )
 
 
 def alive(pid: int) -> bool:
