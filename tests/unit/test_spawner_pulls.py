@@ -160,6 +160,7 @@ async def until(true: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulls, "_TELL_FIRST_S", 0.01)
     monkeypatch.setattr(pulls, "_TELL_EVERY_S", 0.01)
 
 

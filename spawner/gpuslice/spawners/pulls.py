@@ -20,6 +20,8 @@ log = logging.getLogger("gpuslice.pulls")
 
 #: How often a start that waits says how far the pull is, in seconds.
 _TELL_EVERY_S = 2.0
+#: The first time sooner, but not before a free thread has begun.
+_TELL_FIRST_S = 0.2
 #: Of a layer's way, what downloading is; the rest is unpacking.
 _DOWNLOAD = 0.6
 
@@ -242,9 +244,10 @@ class Pulls:
         shared = pull is not None
         if pull is None:
             pull = self._start(key, image, source)
+        # Not the future itself: cancelling that would end it for everybody.
+        await asyncio.wait([pull.done], timeout=_TELL_FIRST_S)
         while not pull.done.done():
             tell(pull.progress, shared)
-            # Not the future itself: cancelling that would end it for everybody.
             await asyncio.wait([pull.done], timeout=_TELL_EVERY_S)
         pull.done.result()
 
