@@ -1,7 +1,8 @@
-"""The extension's REST surface: what is new in the ring, the bill, notices and *keep*.
+"""The extension's REST surface: what is new in the ring, the bill, the home, notices and *keep*.
 
-Handlers only copy what the sampler and the service client have; none of them waits for NVML, and
-none counts as activity: a page that looks at its numbers must not keep an idle server alive.
+Handlers only copy what sampler, home meter and service client have. None of them waits for NVML or
+a disk, and none counts as activity: a page that looks at its numbers must not keep an idle server
+alive.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -21,6 +22,7 @@ from tornado import web
 from gpuslice.errors import Refused
 from gpuslice.nvml import NotAvailable
 from gpuslice.units import now_us
+from jupyterlab_gpuslice.home import HomeMeter
 from jupyterlab_gpuslice.sampler import Row, Sampler
 from jupyterlab_gpuslice.service import Service
 from jupyterlab_gpuslice.slice import Meter, Sample
@@ -37,6 +39,7 @@ class Parts:
 
     sampler: Sampler[Sample]
     meter: Meter
+    home: HomeMeter
     service: Service | None
     boot: str = field(default_factory=lambda: secrets.token_hex(4))
 
@@ -48,7 +51,8 @@ class Parts:
             lambda: None if service is None else service.bill,
             behind_hub=service is not None,
         )
-        return cls(Sampler(meter.read), meter, service)
+        home = HomeMeter.from_environment(environment, behind_hub=service is not None)
+        return cls(Sampler(meter.read), meter, home, service)
 
 
 def sample_answer(parts: Parts, since: int) -> dict[str, Any]:
@@ -163,6 +167,16 @@ class SampleHandler(Handler):
         self.finish(json.dumps(sample_answer(self.parts, since)))
 
 
+class HomeHandler(Handler):
+    """``GET home``: how full the home is."""
+
+    @login
+    @refusals
+    async def get(self) -> None:
+        home = self.parts.home.look()
+        self.finish(json.dumps({**asdict(home), "warn": home.warn}))
+
+
 class NoticesHandler(Handler):
     """``GET notices?since=ID``."""
 
@@ -190,6 +204,7 @@ class KeepHandler(Handler):
 
 ROUTES: dict[str, type[Handler]] = {
     "sample": SampleHandler,
+    "home": HomeHandler,
     "notices": NoticesHandler,
     "keep": KeepHandler,
 }

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -343,11 +344,33 @@ def test_where_root_may_not_the_administrator_is_told_what_to_do(
             with pytest.raises(Refused, match=words) as no:
                 call(in_folders().ensure("ada"))
             assert no.value.status == 503
-    # Made on the file server as told, it is good, though root may change nothing.
+
+
+_AS_SQUASHED_ROOT = """
+import asyncio, sys
+from gpuslice.node.docker.api import DockerApi
+from gpuslice.node.docker.homes import Homes
+from gpuslice.settings import DockerSettings
+homes = Homes(DockerSettings(home=sys.argv[1]), DockerApi("/nowhere"))
+print(asyncio.run(homes.ensure("ada")).source)
+"""
+
+
+@on_engine
+def test_a_home_made_on_the_file_server_is_good_though_root_may_nothing_there(
+    base: Path,
+) -> None:
+    there = base / home_name("ada")
+    there.mkdir(0o700)
     os.chown(there, 1000, 100)
-    monkeypatch.setattr(os, "chown", squashed)
-    monkeypatch.setattr(Path, "chmod", squashed)
-    assert call(in_folders().ensure("ada")).source == str(there)
+    squashed = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-chown,-fowner"]
+    done = subprocess.run(
+        [*squashed, sys.executable, "-c", _AS_SQUASHED_ROOT, str(base)],
+        check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(there)
 
 
 @on_engine

@@ -295,7 +295,7 @@ def free_subnet(
                 break
             if high >= candidate:
                 candidate = start + -(-(high + 1 - start) // size) * size
-        if candidate + size - 1 <= last:
+        if candidate <= last:
             return IPv4Network((candidate, prefix))
     return None
 
