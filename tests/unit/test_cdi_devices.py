@@ -399,6 +399,19 @@ def test_numbers_that_the_toolkit_remembers_and_the_host_has_no_more_are_refused
 
 
 @needs_root
+def test_a_card_that_is_for_a_group_on_the_host_is_the_users_in_the_container(
+    h100s: DockerSettings,
+):
+    make_node(absent(h100s, "/dev/nvidia0"), 195, 0, 0o660)
+    piece = new_piece(GPU_0)
+    asyncio.run(SliceDevices(h100s, None).write(piece))
+    owners = {node["path"]: (node["fileMode"], node.get("uid"), node.get("gid")) for node in
+              edits(h100s, piece)["deviceNodes"]}  # fmt: skip
+    assert owners["/dev/nvidia0"] == (0o660, 1000, 100)
+    assert owners["/dev/nvidiactl"] == (0o666, None, None)
+
+
+@needs_root
 def test_a_share_of_a_card_gets_the_whole_cards_nodes(h100s: DockerSettings):
     piece = new_piece(GPU_0, kind=wire.SliceKind.SHARED)
     asyncio.run(SliceDevices(h100s, None).write(piece))

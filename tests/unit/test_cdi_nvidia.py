@@ -108,15 +108,10 @@ def test_variables_that_choose_devices_are_not_the_toolkits_to_say():
     assert edits.env == ("NVIDIA_CTK_LIBCUDA_DIR=/lib", "OTHER=1")
 
 
-def test_only_groups_of_nodes_that_are_given_are_joined():
-    data = document(H100S)
-    own = data["devices"][0]["containerEdits"]
-    assert own["additionalGids"] == [44, 110]
-    assert device_edits(Spec.model_validate(data), GPU_0).additional_gids == ()
-    own["deviceNodes"][0] |= {"gid": 44, "fileMode": 0o660}
-    edits = device_edits(Spec.model_validate(data), GPU_0)
-    assert edits.additional_gids == (44,)
-    assert [node.gid for node in edits.device_nodes if node.path == "/dev/nvidia0"] == [44]
+@pytest.mark.parametrize("device", [GPU_0, GPU_1])
+def test_no_group_is_joined(device: str):
+    assert recorded(H100S).devices[0].container_edits.additional_gids == (44, 110)
+    assert device_edits(recorded(H100S), device).additional_gids == ()
 
 
 def test_the_right_to_change_migs_layout_is_never_given():

@@ -17,7 +17,6 @@ from gpuslice.node.docker.cdi import (
     Mount,
     Spec,
     joined,
-    lowest_version,
     slice_spec,
     with_last,
 )
@@ -58,14 +57,6 @@ def test_a_leases_file_says_what_is_needed_and_nothing_more():
     }
 
 
-def test_the_version_is_the_lowest_that_has_the_fields_used():
-    assert lowest_version(Edits()) == "0.5.0"
-    assert lowest_version(Edits(additional_gids=(44,))) == "0.7.0"
-    assert slice_spec(LEASE, Edits(additional_gids=(44,)), {}).document()["devices"][0][
-        "containerEdits"
-    ] == {"additionalGids": [44]}
-
-
 @pytest.mark.parametrize("machine", [H100S, MIGS])
 def test_what_is_read_is_written_again_unchanged(machine: str):
     assert recorded(machine).document() == document(machine)
@@ -92,12 +83,10 @@ def test_a_files_own_edits_come_before_its_devices():
     second = Edits(
         env=("B=2",),
         mounts=(Mount(host_path="/2", container_path="/2"),),
-        additional_gids=(7,),
     )
     both = joined(first, second)
     assert both.env == ("A=1", "B=2")
     assert [mount.host_path for mount in both.mounts] == ["/1", "/2"]
-    assert both.additional_gids == (7,)
 
 
 names = st.text("ABC_", min_size=1, max_size=3)

@@ -14,6 +14,9 @@ from pydantic.alias_generators import to_camel
 
 from gpuslice import containers
 
+#: The first in which a device's name may begin with a digit; nothing that we write needs more.
+_VERSION = "0.5.0"
+
 
 class _Part(BaseModel):
     """Fields are named as in the files (``hostPath`` is ``host_path``); 0 and empty mean absent."""
@@ -64,7 +67,7 @@ class Hook(_Part):
 
 
 class Edits(_Part):
-    """What a device changes in a container."""
+    """What a device changes in a container. Groups are read only: not every engine joins them."""
 
     env: tuple[str, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
@@ -99,15 +102,10 @@ def slice_spec(lease_id: str, edits: Edits, env: Mapping[str, str]) -> Spec:
     """The file of a lease, with its one device. ``env`` has the last word over the edits' own."""
     edits = edits.model_copy(update={"env": with_last(edits.env, env)})
     return Spec(
-        cdi_version=lowest_version(edits),
+        cdi_version=_VERSION,
         kind=containers.CDI_KIND,
         devices=(Device(name=lease_id, container_edits=edits),),
     )
-
-
-def lowest_version(edits: Edits) -> str:
-    """Of the lease's file: its device's name may begin with a digit, which needs 0.5.0."""
-    return "0.7.0" if edits.additional_gids else "0.5.0"
 
 
 def device_of(spec: Spec, name: str) -> Device | None:
@@ -121,7 +119,6 @@ def joined(first: Edits, second: Edits) -> Edits:
         device_nodes=first.device_nodes + second.device_nodes,
         hooks=first.hooks + second.hooks,
         mounts=first.mounts + second.mounts,
-        additional_gids=tuple(sorted({*first.additional_gids, *second.additional_gids})),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 from pathlib import Path
 
 from gpuslice import wire
@@ -37,6 +38,7 @@ class SliceDevices:
         self._host = HostRoot(policy.host_root)
         self._toolkit = Toolkit(policy.nvidia_ctk)
         self._simulation = simulation
+        self._user = policy.user
         self._advice = ADVICE if simulation is None else _SIMULATED_ADVICE
 
     async def write(self, piece: wire.PrepareSlice) -> None:
@@ -62,7 +64,7 @@ class SliceDevices:
         return self._folder.present()
 
     def _write(self, piece: wire.PrepareSlice, edits: Edits) -> None:
-        edits = as_on_host(edits, self._host, self._advice)
+        edits = for_user(as_on_host(edits, self._host, self._advice), self._user)
         env = lease_environment(piece, simulated=self._simulation is not None)
         self._folder.write(piece.lease_id, slice_spec(piece.lease_id, edits, env))
 
@@ -86,6 +88,20 @@ def lease_environment(piece: wire.PrepareSlice, *, simulated: bool) -> dict[str,
     if simulated and piece.device_uuid is not None:
         env |= simulated_environment(piece, STATE_IN_CONTAINER)
     return env
+
+
+def for_user(edits: Edits, user: str) -> Edits:
+    """Nodes that are not for everybody belong to ``user`` (``uid:gid``) in the container.
+
+    On the host they may be for a group only, such as ``video``.
+    """
+    uid, gid = (int(part) for part in user.split(":"))
+    owner = {"uid": uid, "gid": gid}
+    nodes = tuple(
+        node if (node.file_mode or 0) & stat.S_IROTH else node.model_copy(update=owner)
+        for node in edits.device_nodes
+    )
+    return edits.model_copy(update={"device_nodes": nodes})
 
 
 def simulated_edits(simulation: Simulation) -> Edits:

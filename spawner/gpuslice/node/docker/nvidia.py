@@ -9,6 +9,8 @@ and the nodes for that, and none of these:
 * the sockets of ``nvidia-persistenced`` and the fabric manager and the pipes of MPS: a daemon of
   the host listens at their other end; CUDA needs none of them, a start would fail whenever that
   daemon is down, and clients of one MPS end each other;
+* groups: nodes that are not for everybody are given to the container's user instead, because
+  Docker 26 forgets groups of CDI devices;
 * ``apply-cuda-memory-limits``: it takes limits from a variable that an image can set too, and its
   soft limit outlives the container.
 
@@ -129,10 +131,6 @@ def device_edits(spec: Spec, uuid: str) -> Edits:
         device_nodes=tuple(nodes.values()),
         hooks=tuple(_bounded(hook) for hook in edits.hooks if _for_computing(hook)),
         mounts=tuple(_read_only(mount) for mount in edits.mounts if _is_a_file(mount)),
-        # Groups of nodes that are left out would only open doors elsewhere.
-        additional_gids=tuple(
-            gid for gid in edits.additional_gids if gid in {node.gid for node in nodes.values()}
-        ),
     )
 
 
