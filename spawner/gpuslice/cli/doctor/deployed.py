@@ -7,7 +7,9 @@ parts; each has gpuslice in it, so each is asked for its own findings.
 from __future__ import annotations
 
 import json
-from typing import Any
+import logging
+from dataclasses import replace
+from pathlib import Path
 
 from gpuslice.cli.compose import Compose, folder, last_line
 from gpuslice.cli.doctor.examine import Examined, Wishes, examine
@@ -16,6 +18,7 @@ from gpuslice.cli.state import State
 from gpuslice.cli.trouble import Trouble
 from gpuslice.nodeclient import node_sockets
 
+_LOG = logging.getLogger(__name__)
 #: Paths and names inside the containers, as compose.yaml has them.
 _OPTIONS = (
     "--engine", "docker",
@@ -30,36 +33,38 @@ _BY_SERVICE = ("files", "database", "wiring")
 
 
 def examine_deployment(wishes: Wishes) -> Examined | None:
-    """The findings of a deployment on this machine; None when there is nothing to ask.
+    """The findings of a deployment on this machine; None when there is nothing of one to ask.
 
-    That is so with the local engine, where the node's socket is named or lies in the data folder,
-    and where compose or its file are missing.
+    That is so with another engine, when the node's socket is named, and where compose or its file
+    are missing.
     """
     if wishes.engine != "docker" or wishes.node is not None:
-        return None
-    if node_sockets(State(wishes.state).node)[0].exists():
         return None
     try:
         environment = {"GPUSLICE_CONFIG": str(wishes.config)} if wishes.config else {}
         compose = Compose(folder(), environment)
         deployment = compose.deployment()
-        parts = compose.parts(deployment.project)
-    except (Trouble, OSError, ValueError, KeyError):
+        part = compose.parts(deployment.project).get("node")
+    except Exception as error:  # noqa: BLE001 (then the machine is examined without it)
+        _LOG.debug("no deployment: %r", error)
         return None
-    if "node" not in parts or parts["node"].status != "running":
-        return _before_the_start(wishes, deployment.config)
-    by_node = _BY_NODE + (("gpu-test",) if wishes.gpu else ())
+    if part is None or part.status != "running":
+        state = State(wishes.state)
+        installed = (state.secrets / "service_token").exists() or node_sockets(state.node)[
+            0
+        ].exists()
+        return None if installed else _before_the_start(wishes, deployment.config)
+    by_node = (*_BY_NODE, *(("gpu-test",) if wishes.gpu else ()))
     findings = _asked(compose, f"{deployment.project}-node", by_node, wishes)
     findings += _asked(compose, f"{deployment.project}-service", _BY_SERVICE, wishes)
     return Examined("docker", findings)
 
 
-def _before_the_start(wishes: Wishes, config: Any) -> Examined:
+def _before_the_start(wishes: Wishes, config: Path) -> Examined:
     """What can be said of the machine alone; addresses and files of the parts are theirs."""
-    from dataclasses import replace
-
-    only = frozenset(_BY_NODE) | ({"gpu-test"} if wishes.gpu else set())
-    alone = examine(replace(wishes, config=config, only=wishes.only & only or only))
+    by_machine = frozenset(_BY_NODE) | (frozenset({"gpu-test"}) if wishes.gpu else frozenset())
+    only = wishes.only & by_machine if wishes.only else by_machine
+    alone = examine(replace(wishes, config=config, only=only | {"settings"}))
     idle = note(
         "The deployment does not run, so its parts were not looked at.",
         "Start it (make run ENGINE=docker, or docker compose up -d) and ask again.",
@@ -70,6 +75,7 @@ def _before_the_start(wishes: Wishes, config: Any) -> Examined:
 def _asked(
     compose: Compose, container: str, groups: tuple[str, ...], wishes: Wishes
 ) -> list[Finding]:
+    """What the doctor in a container finds of these groups."""
     wanted = [name for name in groups if not wishes.only or name in wishes.only]
     if not wanted:
         return []

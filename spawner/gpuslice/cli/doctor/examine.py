@@ -21,8 +21,8 @@ from gpuslice.cli.doctor import (
     toolkit,
     wiring,
 )
-from gpuslice.cli.doctor.findings import Finding, Group, Verdict, ok, problem
-from gpuslice.cli.doctor.machine import EngineKind, Machine
+from gpuslice.cli.doctor.findings import Finding, Group, Verdict, bounded, ok, problem
+from gpuslice.cli.doctor.machine import NODE_LIMIT_S, EngineKind, Machine
 from gpuslice.cli.doctor.report import as_json, as_text, exit_code
 from gpuslice.cli.state import State
 from gpuslice.settings import NO_FILE, Settings, SettingsError, load_settings
@@ -80,8 +80,8 @@ def examine(wishes: Wishes) -> Examined:
     except SettingsError as error:
         return Examined(wishes.engine or "local", [Finding("settings.file", _wrong(error))])
     machine = Machine(settings, State(wishes.state), wishes.engine or "local", wishes.node)
-    if wishes.engine is None and isinstance(machine.inventory, Inventory):
-        machine.kind = machine.inventory.engine
+    if wishes.engine is None:
+        machine.kind = _engine_of_the_node(machine)
     findings = [Finding("settings.file", _read(settings))]
     for name in TITLES:
         wanted = not wishes.only or name in wishes.only
@@ -90,6 +90,14 @@ def examine(wishes: Wishes) -> Examined:
             group = _GROUPS[name](machine, wishes)
             findings += group.findings() if group is not None else []
     return Examined(machine.kind, findings)
+
+
+def _engine_of_the_node(machine: Machine) -> EngineKind:
+    try:
+        seen = bounded(lambda: machine.inventory, NODE_LIMIT_S + 2)
+    except Exception:  # noqa: BLE001 (the group `wiring` says what is wrong with it)
+        return "local"
+    return seen.engine if isinstance(seen, Inventory) else "local"
 
 
 def _gpu_test(machine: Machine, wishes: Wishes) -> Group[Any] | None:
