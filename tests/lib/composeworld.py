@@ -24,7 +24,7 @@ import requests
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from dockerworld import CDI_DIR, containers_of, new_node_id, own_pool, sweep
+from dockerworld import containers_of, networks_of, new_node_id, own_pool, sweep
 from gpuslice.containers import LABEL_LEASE, LABEL_USER, home_volume
 from hublogin import Session
 
@@ -53,15 +53,6 @@ def until(what: str, look: Callable[[], T], patience_s: float = PATIENCE_S) -> T
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {patience_s:g} s: {what}; last seen: {answer!r}")
         time.sleep(0.2)
-
-
-def engine_things(client: docker.DockerClient) -> dict[str, set[str]]:
-    """What a deployment must not leave behind: containers, networks, CDI devices."""
-    return {
-        "containers": {one.name for one in client.containers.list(all=True, ignore_removed=True)},
-        "networks": {one.name for one in client.networks.list()},
-        "cdi": {one.name for one in CDI_DIR.glob("*")} if CDI_DIR.exists() else set(),
-    }
 
 
 class Deployment:
@@ -168,6 +159,27 @@ class Deployment:
         assert code == 0, output.decode(errors="replace")
         return output.decode()
 
+    def ask_from(self, part: str, code: str, *arguments: str) -> Any:
+        """What code prints as JSON in one of the deployment's own containers."""
+        return json.loads(self.run_in(part, "python", "-c", code, *arguments))
+
+    def addresses(self, part: str) -> dict[str, str]:
+        return addresses_of(self.container(part))
+
+    def networks(self, part: str) -> set[str]:
+        return set(self.container(part).attrs["NetworkSettings"]["Networks"])
+
+    def left_over(self) -> list[str]:
+        """Containers and networks of the deployment and of its leases."""
+        mine = {"label": f"com.docker.compose.project={self.project}"}
+        found = [
+            *self.client.containers.list(all=True, filters=mine, ignore_removed=True),
+            *self.client.networks.list(filters=mine),
+            *containers_of(self.client, self.node_id),
+            *networks_of(self.client, self.node_id),
+        ]
+        return sorted(one.name for one in found)
+
     def secret(self, part: str, name: str) -> str:
         return self.run_in(part, "cat", f"{SECRETS}/{name}").strip()
 
@@ -215,6 +227,15 @@ class Deployment:
             lambda: self._ready_or_failed(session.user),
         )
         return self.container_of(session.user)
+
+    def end_all(self, *sessions: Session) -> None:
+        """Stop these people's servers, and wait until the hub has none of them."""
+        for session in sessions:
+            answer = session.api("DELETE", f"users/{session.user}/server")
+            assert answer.status_code in (202, 204), answer.text
+        for session in sessions:
+            user = session.user
+            until(f"the server of {user} is gone", lambda user=user: self.server(user) is None)
 
     def _ready_or_failed(self, user: str) -> bool:
         found = self.server(user)
@@ -273,6 +294,12 @@ print(c.getresponse().read().decode())
 
 def lease_of(container: Container) -> str:
     return str(container.labels[LABEL_LEASE])
+
+
+def addresses_of(container: Container) -> dict[str, str]:
+    """Its address in each of its networks."""
+    found = container.attrs["NetworkSettings"]["Networks"]
+    return {name: network["IPAddress"] for name, network in found.items()}
 
 
 def _free_port() -> int:

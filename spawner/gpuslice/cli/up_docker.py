@@ -315,24 +315,30 @@ def _gpu_lines(plan: Plan) -> list[str]:
 
 
 def _end(plan: Plan, signals: Signals) -> int:
-    """Drain; returns the exit code."""
+    """Drain unless somebody insists; returns the exit code."""
     say("\nEnding: stopping all servers. Ctrl-C again ends the parts at once; servers then go on.")
+    left = None if signals.insisted else _drain(plan, signals)
+    if signals.insisted:
+        say("Ended at once: servers go on, and the next start finds them.")
+        return INTERRUPTED
+    if left == 0:
+        return 0
+    if left == 1:
+        say(f"Not all leases settled in {plan.wishes.drain_timeout_s:g} s; the next start does it.")
+    else:
+        say("The service did not answer, so leases were not settled; the next start does it.")
+    return 1
+
+
+def _drain(plan: Plan, signals: Signals) -> int:
+    """``gpuslice drain`` in the service's container, which can reach what is not published."""
     drain = plan.engine.begin(
         f"{plan.deployment.project}-service", "gpuslice", "drain",
         "--config", _CONFIG, "--state", _STATE, "--node-socket", _CONTROL,
         "--timeout", f"{plan.wishes.drain_timeout_s:g}",
     )  # fmt: skip
     _follow(drain, signals)
-    if signals.insisted:
-        say("Ended at once: servers go on, and the next start finds them.")
-        return INTERRUPTED
-    if drain.returncode == 0:
-        return 0
-    if drain.returncode == 1:
-        say(f"Not all leases settled in {plan.wishes.drain_timeout_s:g} s; the next start does it.")
-    else:
-        say("The service did not answer, so leases were not settled; the next start does it.")
-    return 1
+    return drain.returncode
 
 
 def _follow(process: subprocess.Popen[str], signals: Signals) -> None:
