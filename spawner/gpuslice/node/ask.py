@@ -91,7 +91,7 @@ class Service:
             return start
         if answer.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
             raise http.client.HTTPException(f"status {answer.status}")
-        raise StartRefusedError(_reason(answer.status, text))
+        raise StartRefusedError(reason_of(answer.status, text))
 
     def _connect(self, deadline: float) -> http.client.HTTPConnection:
         url = urlsplit(self.url)
@@ -110,7 +110,7 @@ class _NotReachedError(Exception):
     """No connection: nothing was said to the service."""
 
 
-def _reason(status: int, text: bytes) -> str:
+def reason_of(status: int, text: bytes) -> str:
     """The service's own sentence, or its status."""
     try:
         said = json.loads(text)["message"]

@@ -13,12 +13,14 @@ from weakref import WeakValueDictionary
 from gpuslice import wire
 from gpuslice.errors import Refused
 from gpuslice.node import hunt
+from gpuslice.node.deadline import deadline_us, write_deadline
 from gpuslice.node.environment import Simulation, server_environment
 from gpuslice.node.events import log_event
 from gpuslice.node.launch import Launcher, LaunchError
-from gpuslice.node.leasedir import CLAIMED, FENCED, PREPARED, STARTED, LeaseDir, TornFile, tail
+from gpuslice.node.leasedir import CLAIMED, PREPARED, STARTED, LeaseDir, tail
 from gpuslice.node.observe import LOST, REBOOTED, Observation, observe, report
 from gpuslice.node.ports import Devices, Uses
+from gpuslice.node.prepared import already_prepared, check_slice, prepared_slice, startable
 from gpuslice.node.procs import all_processes, descendants, send_signal
 from gpuslice.node.store import Store, slice_of
 from gpuslice.units import SECOND_US, boot_id, boottime_us, now_us
@@ -121,9 +123,9 @@ class Leases:
     async def prepare(self, piece: wire.PrepareSlice) -> None:
         """From now until it is fenced, one start of this lease may succeed. Idempotent."""
         async with self._lock(piece.lease_id):
-            if self._already(piece):
+            if already_prepared(self.store, piece):
                 return
-            _check_slice(piece)
+            check_slice(piece)
             if piece.device_uuid is not None:
                 problem = await self._devices.problem(piece.device_uuid)
                 if problem is not None:
@@ -131,25 +133,11 @@ class Leases:
             await asyncio.to_thread(self.store.add, piece)
         log_event(log, "prepared", lease=piece.lease_id, user=piece.user, device=piece.device_uuid)
 
-    def _already(self, piece: wire.PrepareSlice) -> bool:
-        if self.store.result(piece.lease_id) is not None:
-            raise Refused("ended", "this lease has ended on this node")
-        lease = self.store.get(piece.lease_id)
-        if lease is None:
-            return False
-        if lease.marker() == FENCED:
-            raise Refused("fenced", "this lease was taken back")
-        if slice_of(lease) != piece:
-            raise Refused("different-slice", "this lease was prepared with other contents")
-        return True
-
     async def start(self, spec: wire.StartServer) -> None:
         """Launches the supervisor, which then asks the service. One attempt per lease, ever."""
         async with self._lock(spec.lease_id):
-            lease = self._startable(spec.lease_id)
-            piece = slice_of(lease)
-            if piece is None:
-                raise Refused("torn", "what was prepared for this lease is unreadable")
+            lease = startable(self.store, spec.lease_id)
+            piece = prepared_slice(lease)
             env = server_environment(spec.env, piece, self._simulation)
             body = {**spec.model_dump(mode="json"), "env": env}
             try:
@@ -163,21 +151,6 @@ class Leases:
                 await asyncio.to_thread(lease.fence)
                 raise
         log_event(log, "launched", lease=spec.lease_id, user=piece.user)
-
-    def _startable(self, lease_id: str) -> LeaseDir:
-        lease = self.store.get(lease_id)
-        marker = lease.marker() if lease is not None else None
-        if lease is None:
-            if self.store.result(lease_id) is not None:
-                raise Refused("ended", "this lease has ended")
-            raise Refused("not-prepared", "no slice is prepared for this lease")
-        if marker == FENCED:
-            raise Refused("fenced", "this lease was taken back")
-        if marker in (CLAIMED, STARTED):
-            raise Refused("already-started", "this lease was started before")
-        if marker != PREPARED:
-            raise Refused("not-prepared", "no slice is prepared for this lease")
-        return lease
 
     async def fence(self, lease_id: str) -> None:
         """When this returns no start of the lease can succeed, ever; a running server goes on."""
@@ -326,28 +299,10 @@ class Leases:
             log_event(log, "background-failed", logging.ERROR, problem=repr(problem))
 
 
-def _check_slice(piece: wire.PrepareSlice) -> None:
-    if (piece.kind is wire.SliceKind.CPU) != (piece.device_uuid is None):
-        raise Refused("bad-slice", "a CPU slice has no device, and every other kind has one")
-
-
 def _write_stop(lease: LeaseDir, grace_s: float) -> None:
-    end_us = boottime_us() + int(grace_s * SECOND_US)
-    earlier = _stop_end_us(lease)
-    if earlier is not None:
-        end_us = min(end_us, earlier)
-    stop = {"grace_s": grace_s, "boot_id": boot_id(), "end_boottime_us": end_us}
-    lease.write_json("stop.json", stop)
-
-
-def _stop_end_us(lease: LeaseDir) -> int | None:
-    try:
-        stop = lease.read_json("stop.json")
-        return int(stop["end_boottime_us"]) if stop and stop["boot_id"] == boot_id() else None
-    except (TornFile, LookupError, TypeError, ValueError):
-        return None
+    write_deadline(lease, grace_s, boot_id=boot_id(), boottime_us=boottime_us())
 
 
 def _overdue(lease: LeaseDir) -> bool:
-    end_us = _stop_end_us(lease)
+    end_us = deadline_us(lease, boot_id())
     return end_us is not None and boottime_us() > end_us + OVERDUE_US

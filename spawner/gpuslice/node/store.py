@@ -23,6 +23,8 @@ from gpuslice.node.leasedir import (
 
 #: How long the end of a lease is remembered, so that a delayed ``prepare`` cannot revive it.
 _REMEMBER_S = 7 * 86_400
+#: What an engine writes before it makes anything for a lease: ``local``, ``docker``.
+_ASKED = ("spec.json", "life.json")
 
 
 class StateInUseError(Exception):
@@ -59,7 +61,7 @@ class Store:
         for half_done in self.leases.glob(".*"):
             shutil.rmtree(half_done, ignore_errors=True)
         for lease in self.all():
-            if lease.marker() == FENCED and not (lease.path / "spec.json").exists():
+            if lease.marker() == FENCED and not was_asked(lease):
                 self.bury(lease.lease_id, wire.ReleaseResult(clean=True))
         self.forget_old()
 
@@ -87,6 +89,10 @@ class Store:
         """The lease's end: its folder goes, and it can never be prepared again."""
         write_durably(self.ended / lease_id, result.model_dump_json().encode())
         sync_dir(self.ended)
+        self.discard(lease_id)
+
+    def discard(self, lease_id: str) -> None:
+        """Takes back :meth:`add`: as if the lease had never been prepared here."""
         gone = self.leases / f".gone-{lease_id}-{secrets.token_hex(4)}"
         try:
             (self.leases / lease_id).rename(gone)
@@ -111,6 +117,11 @@ class Store:
         for path in self.ended.iterdir():
             if time.time() - path.stat().st_mtime > _REMEMBER_S:
                 path.unlink(missing_ok=True)
+
+
+def was_asked(lease: LeaseDir) -> bool:
+    """A start was asked for, so that something of the lease may be in the engine."""
+    return any((lease.path / name).exists() for name in _ASKED)
 
 
 def slice_of(lease: LeaseDir) -> wire.PrepareSlice | None:
