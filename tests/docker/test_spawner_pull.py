@@ -11,12 +11,10 @@ from typing import Any
 
 import docker
 import pytest
-from docker.errors import ImageNotFound
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.web import Application
 
-from dockerworld import engine_client
 from engineproxy import EngineProxy
 from gpuslice.node.docker.api import DockerApi
 from gpuslice.node.docker.images import ImageHandler, PullHandler
@@ -35,12 +33,7 @@ def registry(client: docker.DockerClient) -> Iterator[RegistryStub]:
     """A registry whose images are taken out of the engine again."""
     with registry_stub() as registry:
         yield registry
-        names = {name.partition(":")[0] for name in registry.tags}
-        for name in names:
-            try:
-                client.images.remove(f"{registry.host}/{name}:1", force=True)
-            except ImageNotFound:
-                continue
+        registry.forget(client)
 
 
 class Node:
@@ -136,9 +129,6 @@ def test_a_reference_with_its_digest(registry: RegistryStub, node: Node) -> None
     reference = f"{image.reference}@{image.digest}"
     node.allow(reference)
     asyncio.run(spawner(node, reference).engine_prepare())
-    client = engine_client()
-    client.images.remove(f"{registry.host}/pinned@{image.digest}")
-    client.close()
 
 
 def test_three_starts_share_one_pull_and_the_one_that_began_it_is_cancelled(

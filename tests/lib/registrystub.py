@@ -25,9 +25,12 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import docker
+from docker.errors import ImageNotFound
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -110,6 +113,14 @@ class RegistryStub:
     def refuse(self, status: int, message: str = "") -> None:
         """Answer every request so; 0: no longer."""
         self.refusal = (status, message)
+
+    def forget(self, client: docker.DockerClient) -> None:
+        """Take its images out of an engine again."""
+        for image in client.images.list():
+            names = [*image.tags, *(image.attrs.get("RepoDigests") or ())]
+            for name in [one for one in names if one.startswith(f"{self.host}/")]:
+                with suppress(ImageNotFound):
+                    client.images.remove(name, force=True)
 
     def down(self) -> None:
         """Nobody listens there any more."""

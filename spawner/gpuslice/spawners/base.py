@@ -399,7 +399,7 @@ class GpuSpawner(Spawner):
         else:
             text = f"The server ended while starting, with exit code {report.exit_code}"
         if report.message:
-            text += f": {report.message}"
+            text += f": {report.message.removeprefix('oom: ')}"
         text += await self._last_words(report.lease_id)
         return SpawnRefused(text, reason="server-exited", status_code=500)
 
