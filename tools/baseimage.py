@@ -16,15 +16,21 @@ from pathlib import Path
 
 SUITE = "bookworm"
 NAME = f"debian:{SUITE}-slim"
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
-DEFAULT_SECURITY = "http://deb.debian.org/debian-security"
-#: Nobody reads these in a container.
-_NOT_NEEDED = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale")
-_DOWNLOADED = ("var/cache/apt/archives", "var/lib/apt/lists")
+_SUITES = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
+_DEBIANS = {
+    suite: f"http://deb.debian.org/debian{'-security' * suite.endswith('-security')}"
+    for suite in _SUITES
+}
+#: Nobody reads these in a container; the texts of licences stay.
+_NOT_NEEDED = ("usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man")
+_KEPT = ("copyright", "locale.alias")
+_DOWNLOADED = ("var/cache/apt", "var/cache/ldconfig", "var/lib/apt/lists", "var/log")
+_DPKG = "".join(f"path-exclude /{folder}/*\n" for folder in _NOT_NEEDED) + (
+    "path-include /usr/share/doc/*/copyright\npath-include /usr/share/locale/locale.alias\n"
+)
 _APT = """\
-// As in Debian's own images: no index in several languages, nothing kept that was downloaded.
 Acquire::Languages "none";
-APT::Keep-Downloaded-Packages "false";
+Acquire::GzipIndexes "true";
 Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
 """
@@ -67,60 +73,51 @@ def make(mirror: str | None) -> None:
         raise NoBaseImage("debootstrap is needed and not installed (apt-get install debootstrap).")
     if os.geteuid():
         raise NoBaseImage("debootstrap needs root: sudo make base-image")
-    main, security = mirrors(_sources(Path("/etc/apt")))
-    if mirror:
-        main = mirror
-    print(f"==> Making {NAME} from {main} (a minute)", flush=True)
+    found = {SUITE: mirror} if mirror else mirrors(_sources(Path("/etc/apt")))
+    print(f"==> Making {NAME} from {found[SUITE]} (a minute)", flush=True)
     with tempfile.TemporaryDirectory(prefix="gpuslice-base-") as folder:
         root = Path(folder) / "root"
-        done = subprocess.run(
-            ["debootstrap", "--variant=minbase", SUITE, str(root), main],
-            capture_output=True,
-            text=True,
-            check=False,
+        _run("debootstrap", "--variant=minbase", SUITE, str(root), found[SUITE])
+        (root / "etc/apt/sources.list").write_text(
+            "".join(f"deb {address} {suite} main\n" for suite, address in found.items())
         )
-        if done.returncode:
-            raise NoBaseImage(f"debootstrap failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        slim(root, main, security)
+        # What has been mended since the release.
+        for command in ("update", "upgrade"):
+            _run("chroot", str(root), "apt-get", "-qq", "-y", command)
+        slim(root)
         _import(root)
 
 
-def slim(root: Path, main: str, security: str) -> None:
-    """Leave in a fresh Debian what a container needs, and tell it where its packages come from."""
+def slim(root: Path) -> None:
+    """Leave in a fresh Debian what a container needs."""
     for folder in (*_NOT_NEEDED, *_DOWNLOADED):
-        for path in (root / folder).glob("*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    for log in (root / "var/log").rglob("*"):
-        if log.is_file():
-            log.unlink()
-    (root / "etc/apt/sources.list").write_text(
-        f"deb {main} {SUITE} main\n"
-        f"deb {main} {SUITE}-updates main\n"
-        f"deb {security} {SUITE}-security main\n"
-    )
+        for path in sorted((root / folder).rglob("*"), reverse=True):
+            if not path.is_dir() or path.is_symlink():
+                if path.name not in _KEPT:
+                    path.unlink()
+            elif folder in _NOT_NEEDED and not any(path.iterdir()):
+                path.rmdir()
     (root / "etc/apt/apt.conf.d/container").write_text(_APT)
+    (root / "etc/dpkg/dpkg.cfg.d/container").write_text(_DPKG)
     # This machine's name and resolver are not the image's.
     for name in ("etc/hostname", "etc/resolv.conf"):
         (root / name).unlink(missing_ok=True)
 
 
-def mirrors(sources: Iterable[str]) -> tuple[str, str]:
-    """Where this machine gets Debian's packages, and their security updates.
+def mirrors(sources: Iterable[str]) -> dict[str, str]:
+    """Suite to address: where this machine gets the packages of this Debian, or else Debian's own.
 
     Args:
         sources: The texts of apt's source files, of either form.
     """
-    main, security = DEFAULT_MIRROR, DEFAULT_SECURITY
+    found: dict[str, str] = {}
     for text in sources:
         for address, suites in _entries(text):
-            if SUITE in suites:
-                main = address
-            elif f"{SUITE}-security" in suites:
-                security = address
-    return main, security
+            for suite in suites:
+                found.setdefault(suite, address)
+    if SUITE not in found:
+        return dict(_DEBIANS)
+    return {suite: found[suite] for suite in _SUITES if suite in found}
 
 
 def _entries(text: str) -> Iterable[tuple[str, list[str]]]:
@@ -159,6 +156,13 @@ def _import(root: Path) -> None:
             tar.stdout.close()
     if tar.returncode or done.returncode:
         raise NoBaseImage(f"docker import failed: {done.stderr.strip()}")
+
+
+def _run(*command: str) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise NoBaseImage(f"{command[0]} failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:

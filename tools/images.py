@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "images"
 #: Docker's own arguments: usable in every RUN, and neither in the image nor in its history.
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-_LOG_LINES = 40
+_LOG_LINES = 20
 
 
 class BuildFailed(RuntimeError):
