@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import docker
 import pytest
 
-import docker
 from dockerworld import (
     cdi_file,
     engine_client,

@@ -9,9 +9,9 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import docker
 import pytest
 
-import docker
 from dockerworld import containers_of
 from engineproxy import EngineProxy
 from gpuslice.containers import LABEL_NODE

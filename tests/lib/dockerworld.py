@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import docker
 from docker.errors import APIError, ImageNotFound, NotFound
 
-import docker
 from gpuslice.containers import LABEL_LEASE, LABEL_NODE
 
 TINY = "gpuslice-test/tiny:latest"
