@@ -6,11 +6,10 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpuslice.cli.doctor import cudaprobe
 from gpuslice.cli.doctor.findings import (
@@ -39,10 +38,22 @@ _GENERATE = "Run: nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml."
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What one container found; ``refused`` is why it could not be run."""
+    """What one container found.
+
+    Attributes:
+        given: The UUID of its device, or what its environment asked for.
+        files: Names below ``/dev`` of the GPUs it sees.
+        uuids: Devices that CUDA sees, 32 hex digits each.
+        tried_bytes: How much memory was written and read back on each.
+        error: Why CUDA did not work.
+        refused: Why it could not be run.
+    """
 
     given: str
-    found: Mapping[str, Any]
+    files: tuple[str, ...] = ()
+    uuids: tuple[str, ...] = ()
+    tried_bytes: int = 0
+    error: str | None = None
     refused: str | None = None
 
 
@@ -61,7 +72,7 @@ class TrialFacts:
         """Whether a container without a device saw one; None if that was not found out."""
         for attempt in self.without:
             if attempt.given == asked and attempt.refused is None and self.gpu_files:
-                return bool(attempt.found.get("devices"))
+                return bool(attempt.files)
         return None
 
 
@@ -142,9 +153,9 @@ async def _attempt(api: DockerApi, given: str, body: Json) -> Attempt:
     try:
         code, log = await _run(api, name, body)
     except (EngineDown, EngineSaysNo) as error:
-        return Attempt(given, {}, str(error))
+        return Attempt(given, refused=str(error))
     except TimeoutError:
-        return Attempt(given, {}, f"it did not end in {CONTAINER_LIMIT_S:g} s")
+        return Attempt(given, refused=f"it did not end in {CONTAINER_LIMIT_S:g} s")
     return attempt_of(given, code, log)
 
 
@@ -152,12 +163,18 @@ def attempt_of(given: str, code: int | None, log: str) -> Attempt:
     """What the container's one line says."""
     for line in log.splitlines():
         if line.startswith(cudaprobe.MARK):
-            with suppress(ValueError):
+            with suppress(ValueError, KeyError, TypeError):
                 found = json.loads(line.removeprefix(cudaprobe.MARK))
-                if isinstance(found, dict):
-                    return Attempt(given, found)
+                error = found.get("error")
+                return Attempt(
+                    given,
+                    files=tuple(str(name) for name in found["devices"]),
+                    uuids=tuple(str(uuid) for uuid in found.get("uuids", ())),
+                    tried_bytes=int(found.get("bytes", 0)),
+                    error=None if error is None else str(error)[:300],
+                )
     last = (log.strip().splitlines() or ["it said nothing"])[-1]
-    return Attempt(given, {}, f"it ended with code {code}: {last[:200]}")
+    return Attempt(given, refused=f"it ended with code {code}: {last[:200]}")
 
 
 async def _run(api: DockerApi, name: str, body: Json) -> tuple[int | None, str]:
@@ -209,21 +226,22 @@ def devices(facts: TrialFacts) -> list[Verdict]:
 def _device(attempt: Attempt) -> Verdict:
     if attempt.refused is not None:
         return _refused(attempt.given, attempt.refused)
-    error, seen = attempt.found.get("error"), attempt.found.get("uuids")
     wanted = attempt.given.partition("-")[2].replace("-", "").lower()
-    if error is not None:
+    if attempt.error is not None:
         return problem(
-            f"{attempt.given} does not work in a container: {error}.",
+            f"{attempt.given} does not work in a container: {attempt.error}.",
             "Compare nvidia-smi on the host with docker run --device nvidia.com/gpu=UUID.",
         )
-    if seen != [wanted]:
-        shown = named([str(one) for one in seen]) if isinstance(seen, Sequence) and seen else "none"
+    if attempt.uuids != (wanted,):
         return problem(
-            f"A container that was given {attempt.given} alone sees these devices: {shown}.",
+            f"A container that was given {attempt.given} alone sees these devices: "
+            f"{named(attempt.uuids) or 'none'}.",
             f"The list of CDI devices is wrong. {_GENERATE}",
         )
-    size = int(attempt.found.get("bytes", 0)) // MIB
-    return ok(f"{attempt.given}: {size} MiB allocated, written and read back, no other seen.")
+    return ok(
+        f"{attempt.given}: {attempt.tried_bytes // MIB} MiB allocated, written and read back, no "
+        "other device seen."
+    )
 
 
 def _refused(given: str, said: str) -> Verdict:
@@ -255,12 +273,11 @@ def without(facts: TrialFacts) -> list[Verdict]:
         if attempt.refused is not None:
             found.append(_refused(f"A container with NVIDIA_VISIBLE_DEVICES={attempt.given}",
                                   attempt.refused))  # fmt: skip
-        elif attempt.found.get("devices"):
-            seen = named([str(one) for one in attempt.found["devices"]])
+        elif attempt.files:
             found.append(
                 problem(
                     f"A container that was given no GPU, with NVIDIA_VISIBLE_DEVICES="
-                    f"{attempt.given}, sees {seen}.",
+                    f"{attempt.given}, sees {named(attempt.files)}.",
                     "Remove the nvidia default runtime from /etc/docker/daemon.json, and run: "
                     "nvidia-ctk config --in-place --set "
                     "accept-nvidia-visible-devices-envvar-when-unprivileged=false.",
