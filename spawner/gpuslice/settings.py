@@ -275,6 +275,21 @@ class ServiceSettings(_Table):
         description="Path under which browsers reach the service; begins and ends with `/`.",
     )
 
+    @property
+    def root(self) -> str:
+        """Scheme, host and port at which the other parts reach the service."""
+        if self.url:
+            return self.url
+        # An address that means "all" is no address to connect to.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Where the service listens, prefix included, not through the proxy."""
+        return f"{self.root}{self.public_prefix}"
+
 
 class HubSettings(_Table):
     """How the service reaches JupyterHub."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from dockernode import DockerNode
 from dockerworld import (
     cdi_file,
     engine_client,
@@ -20,6 +21,7 @@ from dockerworld import (
 from engineproxy import EngineProxy, engine_proxy
 from gpuslice.containers import home_volume
 from gpuslice.settings import DockerSettings, ImageSettings
+from realnode import FakeService, fake_service
 
 
 @pytest.fixture(scope="session")
@@ -88,3 +90,23 @@ def policy(tmp_path: Path, tiny: str, proxy: EngineProxy) -> DockerSettings:
         host_dir=str(host),
         network_pool=own_pool(),
     )
+
+
+@pytest.fixture
+def service() -> Iterator[FakeService]:
+    """In the service's place: says yes to every start unless the test wants something else."""
+    with fake_service() as fake:
+        yield fake
+
+
+@pytest.fixture
+def node(
+    tmp_path: Path,
+    node_id: str,
+    user: str,
+    policy: DockerSettings,
+    service: FakeService,
+    new_lease: Callable[[], str],
+) -> DockerNode:
+    """A node's leases on the real engine, behind ``proxy``."""
+    return DockerNode(tmp_path, node_id, policy, service.url, user, new_lease)

@@ -50,11 +50,14 @@ class NvmlDevices:
         library: Path | None,
         *,
         simulated: bool = False,
+        ceiling: wire.Enforcement,
     ) -> None:
+        """``ceiling``: how strongly this engine can hold a cap at all."""
         self._node_id = node_id
         self._engine = engine
         self._library = library
         self._simulated = simulated
+        self._ceiling = ceiling
         self._worker = Worker("nvml")
         self._nvml: Nvml | None = None
         self._problem: NvmlUnavailable | None = None
@@ -116,8 +119,7 @@ class NvmlDevices:
             gpu_problem=problem,
             host=host,
             devices=devices or [],
-            # Processes of one user: nothing here holds any cap.
-            enforcement_ceiling=wire.Enforcement.ADVISORY,
+            enforcement_ceiling=self._ceiling,
         )
 
     # --- one device -------------------------------------------------------------------------

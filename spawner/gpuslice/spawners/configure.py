@@ -130,14 +130,14 @@ def _configure_docker(c: Config, settings: Settings) -> None:
 
 def service_url(settings: Settings) -> str:
     """Where the service listens, prefix included, not through the proxy."""
-    return urljoin(_service_root(settings), settings.service.public_prefix)
+    return settings.service.address
 
 
 def service_entry(settings: Settings, token: str) -> dict[str, Any]:
     """The service as the hub knows it. No ``command``: a hub must neither start nor stop it."""
     return {
         "name": SERVICE_NAME,
-        "url": _service_root(settings),
+        "url": settings.service.root,
         "api_token": token,
         # Its links stand in the navigation itself (templates/hub/page.html).
         "display": False,
@@ -208,16 +208,6 @@ def _secret(path: Path) -> str:
     if not secret:
         raise ConfigureError(f"The secret {path} is empty; remove it and run gpuslice init again.")
     return secret
-
-
-def _service_root(settings: Settings) -> str:
-    if settings.service.url:
-        return settings.service.url
-    host = settings.service.host
-    # An address that means "all" is no address to connect to.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{settings.service.port}"
 
 
 def _check_prefix(c: Config, settings: Settings) -> None:
