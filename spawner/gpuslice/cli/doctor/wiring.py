@@ -116,10 +116,10 @@ def _address_of_up(machine: Machine) -> str | None:
 def get(url: str, token: str | None = None) -> Reply:
     """One GET. It follows no redirect, and goes through no proxy of the environment: the token
     reaches nobody but who was asked."""
-    parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     headers = {"Authorization": f"token {token}"} if token else {}
     try:
+        parts = urlsplit(url)
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         with closing(kind(parts.netloc, timeout=_ANSWER_S)) as connection:
             connection.request("GET", parts.path or "/", headers=headers)
             answer = connection.getresponse()
