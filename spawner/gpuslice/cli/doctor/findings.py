@@ -110,6 +110,12 @@ class Group(Generic[Facts]):
             facts = bounded(self.look, self.limit_s)
         except NotLooked as reason:
             return [Finding(f"{self.name}.look", reason.verdict)]
+        except TookTooLong as error:
+            late = unknown(
+                f"Looking was given up: {error}.",
+                "Find what hangs: a network file system, a program of the driver (dmesg, ps).",
+            )
+            return [Finding(f"{self.name}.look", late)]
         except Exception as error:  # noqa: BLE001 (that is the promise)
             return [Finding(f"{self.name}.look", _broken(error))]
         return [
