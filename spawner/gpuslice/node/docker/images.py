@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
 
 from tornado.iostream import StreamClosedError
 
 from gpuslice.errors import Refused
-from gpuslice.node.docker.api import DockerApi, Json
+from gpuslice.node.docker.api import DockerApi, EngineDown, Json
 from gpuslice.node.docker.call import Call, clean, engine_refusals
 from gpuslice.settings import DockerSettings
 
 #: Docker's own encoding of a registry's user and password.
 _AUTH = re.compile(r"[A-Za-z0-9+/=_-]{0,8192}")
+#: In bytes; lines about progress have some hundred.
+_LONGEST_LINE = 1 << 20
 _SHOWN = ("Id", "RepoTags", "RepoDigests", "Created", "Size", "Os", "Architecture")
 _SHOWN_CONFIG = ("Cmd", "Entrypoint", "ExposedPorts", "Labels", "User", "Volumes", "WorkingDir")
 
@@ -79,10 +82,10 @@ class PullHandler(ImageCall):
                 async with self.api.open(
                     "POST", "/images/create", query=query, headers=headers, limit_s=None
                 ) as answer:
-                    async for line in answer.content:
+                    async for line in _lines(answer.content.iter_any()):
                         begun = True
                         await self._pass_on(line)
-        except (Refused, ValueError) as problem:
+        except Refused as problem:
             if not begun:
                 raise
             # Its status is sent; docker's clients look for errors in the lines as well.
@@ -97,6 +100,19 @@ class PullHandler(ImageCall):
             await self.flush()
         except StreamClosedError:
             raise asyncio.CancelledError from None
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Whole lines with their ends. Raises EngineDown when one does not come to its end."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+        if len(rest) > _LONGEST_LINE:
+            raise EngineDown("a line of its answer has no end")
+    if rest:
+        raise EngineDown("its answer ended within a line")
 
 
 def split_reference(reference: str) -> tuple[str, str]:
