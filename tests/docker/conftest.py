@@ -107,6 +107,8 @@ def node(
     policy: DockerSettings,
     service: FakeService,
     new_lease: Callable[[], str],
-) -> DockerNode:
+) -> Iterator[DockerNode]:
     """A node's leases on the real engine, behind ``proxy``."""
-    return DockerNode(tmp_path, node_id, policy, service.url, user, new_lease)
+    node = DockerNode(tmp_path, node_id, policy, service.url, user, new_lease)
+    yield node
+    node.unlock()

@@ -7,11 +7,13 @@ import functools
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import docker
+
+from dockerworld import cdi_file, containers_of, networks_of
 from gpuslice import wire
 from gpuslice.containers import LABEL_BASE_URL, LABEL_LEASE, container_name
 from gpuslice.node.docker.api import DockerApi
@@ -133,14 +135,13 @@ class DockerNode:
     async def again(self) -> None:
         """The node is killed and started again: its memory is gone, its disk is as it was."""
         await self.leases.close()
-        assert self.store._lock is not None
-        os.close(self.store._lock)
+        self.unlock()
         self.open()
 
-    async def close(self) -> None:
-        await self.leases.close()
-        if self.store._lock is not None:
-            os.close(self.store._lock)
+    def unlock(self) -> None:
+        """Lets another node have the folder, as a dead one does."""
+        assert self.store._lock is not None
+        os.close(self.store._lock)
 
     # --- leases -----------------------------------------------------------------------------
 
@@ -201,10 +202,27 @@ class DockerNode:
     async def release(self, lease_id: str) -> wire.ReleaseResult:
         return await self.leases.release(lease_id)
 
-    async def end(self, *lease_ids: str) -> None:
-        """Stops and releases; what is not here any more is well."""
-        for lease_id in lease_ids:
-            with suppress(AssertionError):
-                await self.leases.stop(lease_id, 0)
-                await self.wait(lease_id, wire.ServerState.EXITED)
-            await self.leases.release(lease_id)
+    async def take_back(self, lease_id: str) -> wire.ServerReport | None:
+        """What the service does to be rid of a lease, whatever has become of it."""
+        await self.leases.fence(lease_id)
+
+        async def ended() -> bool:
+            server = await self.listed(lease_id)
+            if server is None or server.state is wire.ServerState.EXITED:
+                return True
+            await self.leases.stop(lease_id, 0)
+            return False
+
+        await until(ended, "nothing runs")
+        server = await self.listed(lease_id)
+        assert (await self.leases.release(lease_id)).clean
+        return server
+
+    def leftovers(self, client: docker.DockerClient, *lease_ids: str) -> list[object]:
+        """All that is still here of this node's leases; the CDI devices of these."""
+        return [
+            *containers_of(client, self.node_id),
+            *networks_of(client, self.node_id),
+            *(lease.lease_id for lease in self.store.all()),
+            *(file for lease_id in lease_ids if (file := cdi_file(lease_id)).exists()),
+        ]
