@@ -1,4 +1,5 @@
 /** Numbers as people read them, in a locale. Pure. */
+import type { TranslationBundle } from '@jupyterlab/translation';
 
 const MICRO = 1e6;
 const UNITS: readonly (readonly [string, number])[] = [
@@ -34,6 +35,17 @@ export function memoryNumber(
   const value = bytes / unit[1];
   const whole = unit[1] === 1 || value >= 100 || Number.isInteger(value);
   return number(value, locale, whole ? 0 : 1);
+}
+
+/** "6.2 of 24 GiB". */
+export function ofTotal(
+  used: number,
+  total: number,
+  locale: string | undefined,
+  trans: TranslationBundle
+): string {
+  const unit = unitOf(total);
+  return trans.__('%1 of %2', memoryNumber(used, locale, unit), memory(total, locale, unit));
 }
 
 export function percent(value: number, locale?: string): string {

@@ -1,4 +1,4 @@
-/** The five plugins; each can be disabled, and none waits for the network to start. */
+/** The six plugins; each can be disabled, and none waits for the network to start. */
 import {
   ILabShell,
   ILayoutRestorer,
@@ -10,6 +10,7 @@ import { ILauncher } from '@jupyterlab/launcher';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
+import { HomeModel, IHomeModel } from './homeModel';
 import { gpuIcon } from './icon';
 import { StarterCards } from './launcher';
 import { GpuModel, IGpuModel } from './model';
@@ -65,22 +66,40 @@ const status: JupyterFrontEndPlugin<void> = {
   }
 };
 
+const home: JupyterFrontEndPlugin<IHomeModel> = {
+  id: 'jupyterlab-gpuslice:home',
+  description: 'Asks how full the home is, and says when it is nearly full.',
+  autoStart: true,
+  optional: [ILabShell, ITranslator],
+  provides: IHomeModel,
+  activate: (app: JupyterFrontEnd, labShell: ILabShell | null, translator: ITranslator | null) => {
+    const open = () => {
+      if (app.commands.hasCommand(OPEN)) {
+        void app.commands.execute(OPEN);
+      }
+    };
+    const { serverSettings } = app.serviceManager;
+    return new HomeModel(serverSettings, bundle(translator), labShell && open);
+  }
+};
+
 const panel: JupyterFrontEndPlugin<void> = {
   id: 'jupyterlab-gpuslice:panel',
-  description: 'Shows memory, utilisation and cost as curves at the right.',
+  description: 'Shows memory, utilisation and cost as curves at the right, and the home.',
   autoStart: true,
   requires: [IGpuModel],
-  optional: [ILabShell, ILayoutRestorer, ICommandPalette, ITranslator],
+  optional: [IHomeModel, ILabShell, ILayoutRestorer, ICommandPalette, ITranslator],
   activate: (
     app: JupyterFrontEnd,
     gpu: IGpuModel,
+    homeModel: IHomeModel | null,
     labShell: ILabShell | null,
     restorer: ILayoutRestorer | null,
     palette: ICommandPalette | null,
     translator: ITranslator | null
   ) => {
     const trans = bundle(translator);
-    const widget = new GpuPanel(gpu, trans);
+    const widget = new GpuPanel(gpu, homeModel, trans);
     app.shell.add(widget, 'right', { rank: 600, type: 'GPU slice' });
     if (labShell) {
       restorer?.add(widget, 'gpuslice-panel');
@@ -123,4 +142,4 @@ const starters: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [model, status, panel, notify, starters];
+export default [model, status, home, panel, notify, starters];

@@ -6,6 +6,8 @@ import * as React from 'react';
 
 import { curve, type IPoint, summary, windowUs } from './curve';
 import * as format from './format';
+import { advice, fullness, type IHome, share, warning } from './home';
+import type { IHomeModel } from './homeModel';
 import { gpuIcon } from './icon';
 import type { IGpuModel } from './model';
 import { FAST_MS } from './poll';
@@ -18,6 +20,7 @@ const BOX = { width: 240, height: 56 };
 export class GpuPanel extends ReactWidget {
   constructor(
     private readonly _model: IGpuModel,
+    private readonly _home: IHomeModel | null,
     private readonly _trans: TranslationBundle
   ) {
     super();
@@ -51,7 +54,7 @@ export class GpuPanel extends ReactWidget {
   }
 
   protected override render(): React.JSX.Element {
-    return <Panel model={this._model} trans={this._trans} seen={this._seen} />;
+    return <Panel model={this._model} home={this._home} trans={this._trans} seen={this._seen} />;
   }
 
   private readonly _seen = () => this.isVisible;
@@ -59,10 +62,12 @@ export class GpuPanel extends ReactWidget {
 
 function Panel(props: {
   model: IGpuModel;
+  home: IHomeModel | null;
   trans: TranslationBundle;
   seen: () => boolean;
 }): React.JSX.Element {
   const { model, seen, trans } = props;
+  const home = props.home?.home ?? null;
   const now = useNow(model, seen);
   const { state } = model;
   const shown = reading(state, now, trans);
@@ -88,6 +93,7 @@ function Panel(props: {
         </>
       )}
       {state.bill !== null && <Cost state={state} shown={shown} now={now} trans={trans} />}
+      {home !== null && <Home home={home} offsetUs={state.offsetUs} trans={trans} />}
     </>
   );
 }
@@ -151,6 +157,33 @@ function Cost({ now, shown, state, trans }: ISectionProps) {
         top={(summary(points)?.most ?? 1) * 1.1}
         {...{ points, text, state, now, trans }}
       />
+    </Section>
+  );
+}
+
+function Home(props: { home: IHome; offsetUs: number; trans: TranslationBundle }) {
+  const { home, offsetUs, trans } = props;
+  const text = fullness(home, locale(), trans);
+  const words = warning(home, locale(), trans);
+  const reason =
+    home.source === 'counting'
+      ? trans.__('being counted')
+      : trans.__('How full it is cannot be told.');
+  const counted =
+    home.source === 'counted' && home.taken_us !== null
+      ? trans.__('Counted at %1.', format.clock(home.taken_us - offsetUs, locale()))
+      : null;
+  return (
+    <Section title={trans.__('Home')} value={text}>
+      {text !== null && <Bar share={share(home)} label={trans.__('Home')} text={text} />}
+      <Missing reason={text === null ? reason : counted} />
+      <div role="status" className="jp-GpuSlicePanel-remarks">
+        {words !== null && (
+          <p>
+            {words} {advice(home, trans)}
+          </p>
+        )}
+      </div>
     </Section>
   );
 }

@@ -42,7 +42,12 @@ export function reading(state: IState, browserUs: number, trans: TranslationBund
   const none = device?.kind === 'none';
   return {
     title: bill?.title ?? device?.label ?? trans.__('GPU'),
-    memory: used === null ? null : memoryText(used, total, language, trans),
+    memory:
+      used === null
+        ? null
+        : total === null
+          ? format.memory(used, language)
+          : format.ofTotal(used, total, language, trans),
     memoryShare: used === null || !total ? null : used / total,
     memoryReason: none ? null : (waiting ?? device?.memory_reason ?? null),
     utilisation: busy === null ? null : format.percent(busy, language),
@@ -55,23 +60,6 @@ export function reading(state: IState, browserUs: number, trans: TranslationBund
     simulated: Boolean(device?.simulated || bill?.simulated),
     remarks: remarks(state, browserUs, trans)
   };
-}
-
-function memoryText(
-  used: number,
-  total: number | null,
-  language: string | undefined,
-  trans: TranslationBundle
-): string {
-  if (total === null) {
-    return format.memory(used, language);
-  }
-  const unit = format.unitOf(total);
-  return trans.__(
-    '%1 of %2',
-    format.memoryNumber(used, language, unit),
-    format.memory(total, language, unit)
-  );
 }
 
 /** A number that is not of now always carries its time. */
