@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cdiworld import make_file, make_node, make_program, needs_root
 from gpuslice.errors import Refused
+from gpuslice.node.docker import hostroot
 from gpuslice.node.docker.cdi import DeviceNode, Edits, Hook, Mount
-from gpuslice.node.docker.hostroot import HostRoot, as_on_host
+from gpuslice.node.docker.hostroot import HostRoot, as_on_host, reachable_root
 
 ADVICE = "Do this."
 
@@ -135,3 +138,33 @@ def test_nodes_below_another_root(root: Path):
     # Whoever can make nodes can make any.
     assert node.permissions == "rw"
     assert os.major((root / "dev/nvidia3").stat().st_rdev) == 195
+
+
+# --- which root folder --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[str]:
+    """A socket on which this very process listens, as the engine does on its own."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = str(tmp_path / "e.sock")
+        listener.bind(path)
+        listener.listen()
+        yield path
+
+
+def test_the_root_that_is_configured_is_taken_if_it_can_be_entered(root: Path) -> None:
+    assert reachable_root(str(root), "/no/engine") == str(root)
+    with pytest.raises(FileNotFoundError):
+        reachable_root(str(root / "missing"), "/no/engine")
+
+
+def test_a_root_that_is_shut_is_replaced_by_the_engine_s(
+    root: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = f"/proc/{os.getpid()}/root"
+    monkeypatch.setattr(hostroot, "_opens", lambda path: path != str(root))
+    assert reachable_root(str(root), engine) == mine
+    monkeypatch.setattr(hostroot, "_opens", lambda path: False)
+    with pytest.raises(PermissionError, match="neither"):
+        reachable_root(str(root), engine)

@@ -17,6 +17,7 @@ from typing import Literal
 from gpuslice.cli.doctor.places import Place, below, look_at
 from gpuslice.cli.state import State
 from gpuslice.node.docker.api import DockerApi, Json
+from gpuslice.node.docker.hostroot import reachable_root
 from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
 from gpuslice.settings import Settings
 from gpuslice.wire import Inventory
@@ -77,10 +78,16 @@ class Machine:
         """Where a path of the host is found from here; with the local engine this is the host."""
         return below(self.root, path)
 
-    @property
+    @cached_property
     def root(self) -> str:
         """The host's root folder, as seen from here."""
-        return "/" if self.kind == "local" else self.settings.docker.host_root
+        docker = self.settings.docker
+        if self.kind == "local":
+            return "/"
+        try:
+            return reachable_root(docker.host_root, docker.socket)
+        except OSError:
+            return docker.host_root  # what cannot be seen there is told as such
 
     def place(self, path: str) -> Place:
         """A path of the host, looked at."""

@@ -11,6 +11,7 @@ from gpuslice.node.docker.api import DockerApi
 from gpuslice.node.docker.devices import SliceDevices
 from gpuslice.node.docker.filter import filter_app
 from gpuslice.node.docker.homes import Homes
+from gpuslice.node.docker.hostroot import reachable_root
 from gpuslice.node.docker.leases import DockerLeases
 from gpuslice.node.docker.live import ContainerServers
 from gpuslice.node.docker.networks import Networks
@@ -33,8 +34,10 @@ def docker_node(plan: Plan, store: Store, policy: DockerSettings, *, simulated: 
         simulated: Even if the host has real GPUs.
 
     Raises:
-        BuildError, OSError: the simulated GPUs cannot be made.
+        BuildError, OSError: the simulated GPUs cannot be made, or the host's files not be seen.
     """
+    root = reachable_root(policy.host_root, policy.socket)
+    policy = policy.model_copy(update={"host_root": root})
     chosen = gpus.choose(policy, plan.library, plan.state / "nvmlsim", simulated=simulated)
     if chosen.because is not None:
         log_event(log, "gpus-simulated", logging.WARNING, because=chosen.because)

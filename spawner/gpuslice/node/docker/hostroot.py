@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
+import struct
 from pathlib import Path, PurePosixPath
 
 from gpuslice.errors import Refused
@@ -51,6 +53,42 @@ class HostRoot:
                 done.clear()
             ahead[:0] = _parts(str(link))
         return self._root.joinpath(*done)
+
+
+def reachable_root(root: str, engine_socket: str) -> str:
+    """``docker.host_root``, or the engine's own root folder where that one is shut.
+
+    ``/proc/1/root`` may be shut even for root: a first process can be one that nobody may look
+    into. The engine is what all paths are named to, so its root is as good.
+
+    Raises:
+        PermissionError: neither can be entered.
+    """
+    if _opens(root):
+        return root
+    engines = f"/proc/{_listening(engine_socket)}/root"
+    if _opens(engines):
+        return engines
+    raise PermissionError(
+        errno.EACCES, f"neither docker.host_root nor the engine's {engines} can be entered", root
+    )
+
+
+def _opens(root: str) -> bool:
+    try:
+        os.close(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except PermissionError:
+        return False
+    return True
+
+
+def _listening(path: str) -> int:
+    """The process that listens on a socket; 0: one that is none of this process's world."""
+    with socket.socket(socket.AF_UNIX) as call:
+        call.connect(path)
+        creds = call.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", creds)[0]
+    return pid
 
 
 def _parts(path: str) -> list[str]:
