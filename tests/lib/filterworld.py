@@ -13,11 +13,11 @@ import asyncio
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import docker
 from tornado.httpserver import HTTPServer
@@ -32,6 +32,7 @@ from gpuslice.node.server import bind
 from gpuslice.settings import DockerSettings
 
 _LIMIT_S = 60
+T = TypeVar("T")
 
 
 @dataclass
@@ -110,6 +111,11 @@ class PlainGate:
 @dataclass
 class Filtered:
     socket: Path
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs something of the node where the filter runs."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(_LIMIT_S)
 
     def client(self, version: str = "1.44") -> docker.APIClient:
         return docker.APIClient(base_url=f"unix://{self.socket}", version=version, timeout=_LIMIT_S)
@@ -169,7 +175,7 @@ def served_filter(
     thread.start()
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(_LIMIT_S)
     try:
-        yield Filtered(path)
+        yield Filtered(path, loop)
     finally:
         asyncio.run_coroutine_threadsafe(end(server), loop).result(_LIMIT_S)
         loop.call_soon_threadsafe(loop.stop)
