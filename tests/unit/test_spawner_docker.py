@@ -16,7 +16,7 @@ from dockerspawner import DockerSpawner
 from jupyterhub.objects import Hub, Server
 
 from enginestub import EngineStub, engine_stub
-from gpuslice.spawners import builders
+from gpuslice.spawners import builders, pulls
 from gpuslice.spawners.base import _as_refusal
 from gpuslice.spawners.docker import GpuDockerSpawner
 from gpuslice.spawners.errors import EngineFailed, EngineRefused, EngineUnavailable
@@ -267,8 +267,11 @@ def test_an_image_that_is_here_is_not_pulled(stub: EngineStub) -> None:
     assert stub.asked("POST", "/images/create") == []
 
 
-def test_a_missing_image_is_pulled_with_progress_before_anything_else(stub: EngineStub) -> None:
-    pulled = threading.Event()
+def test_a_missing_image_is_pulled_with_progress_before_anything_else(
+    stub: EngineStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulls, "_TELL_EVERY_S", 0.05)
+    more, pulled = threading.Event(), threading.Event()
     stub.answer("GET", r"^/images/test/one", 404, MISSING)
     stub.stream(
         "POST",
@@ -276,6 +279,7 @@ def test_a_missing_image_is_pulled_with_progress_before_anything_else(stub: Engi
         [
             {"status": "Pulling from test/one", "id": "1"},
             {"status": "Pulling fs layer", "id": "x", "progressDetail": {}},
+            more,
             {"status": "Downloading", "id": "x", "progressDetail": {"current": 1 << 20,
                                                                     "total": 4 << 20}},
             pulled,
@@ -293,6 +297,8 @@ def test_a_missing_image_is_pulled_with_progress_before_anything_else(stub: Engi
                 told.append(event)
 
         watching = asyncio.create_task(watch())
+        await until(lambda: told and told[-1]["message"].endswith("0 of 1 layers"))
+        more.set()
         await until(lambda: told and "1 MiB of 4 MiB" in told[-1]["message"])
         stub.answer("GET", r"^/images/test/one", 200, PRESENT)
         pulled.set()
@@ -384,7 +390,8 @@ def test_pulls_hold_up_no_other_call(stub: EngineStub) -> None:
             one.images = names
             one._choose({"slice": "quarter", "image": name})
             waiting.append(asyncio.create_task(one.engine_prepare()))
-        await until(lambda: stub.asked("POST", "/images/create"))
+        # So many go on at a time, and the others wait for these.
+        await until(lambda: len(stub.asked("POST", "/images/create")) == 4)
         quick = spawner(stub)
         await prepared(quick)
         await quick.engine_start(grant())
