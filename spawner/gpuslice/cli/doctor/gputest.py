@@ -85,7 +85,7 @@ def look(machine: Machine, kind: str = TOOLKIT_KIND) -> TrialFacts:
     uuids, nothing = _devices(machine)
     policy = machine.settings.docker
     image = policy.image[0].reference
-    gpu_files = any(machine.host("/dev").glob("nvidia*"))
+    gpu_files = _has_gpu_files(machine)
 
     async def run() -> TrialFacts:
         api = DockerApi(policy.socket)
@@ -101,6 +101,11 @@ def look(machine: Machine, kind: str = TOOLKIT_KIND) -> TrialFacts:
         return TrialFacts(tuple(found), tuple(without), nothing, gpu_files)
 
     return asyncio.run(run())
+
+
+def _has_gpu_files(machine: Machine) -> bool:
+    """Whether the host has anything that a container could see."""
+    return any(machine.host("/dev").glob("nvidia*"))
 
 
 def _devices(machine: Machine) -> tuple[list[str], str]:
