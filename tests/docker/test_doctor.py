@@ -317,6 +317,8 @@ def nvidia_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngin
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [
+                # An engine without a bridge removes docker0: not the one of this machine's.
+                "unshare", "--net",
                 "dockerd", "--host", f"unix://{own.socket}", "--config-file", "daemon.json",
                 "--data-root", str(data), "--exec-root", str(folder / "x"),
                 "--pidfile", str(folder / "pid"), "--bridge", "none", "--iptables=false",
