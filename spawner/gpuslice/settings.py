@@ -382,7 +382,8 @@ class DockerSettings(_Table):
     gates: tuple[str, ...] = Field(
         (),
         strict=False,
-        max_length=8,
+        # As many as there is room for in a network of 8 addresses, beside bridge and notebook.
+        max_length=4,
         description="Containers that are connected to every lease's network, and nothing else "
         "is: the hub's and the proxy's. Empty where these run on the host.",
     )

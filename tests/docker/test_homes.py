@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jupyterhub.slugs import safe_slug
 
 from engineproxy import EngineProxy
-from gpuslice.containers import LABEL_HOME, home_name, home_volume
+from gpuslice.containers import LABEL_HOME, LABEL_NODE, home_name, home_volume
 from gpuslice.errors import Refused
 from gpuslice.node.docker import homes as module
 from gpuslice.node.docker.api import DockerApi, EngineDown, Json
@@ -111,12 +111,19 @@ def test_a_volume_is_made_once_and_is_its_owners(
 
 @on_engine
 def test_a_home_stays_empty_of_what_the_image_has_there(
-    client: docker.DockerClient, in_volumes: Callable[..., Homes], user: str, tiny: str
+    client: docker.DockerClient,
+    in_volumes: Callable[..., Homes],
+    user: str,
+    tiny: str,
+    node_id: str,
 ) -> None:
     """The mount as it is meant: with NoCopy the image's folder gives it neither files nor owner."""
     home = call(in_volumes().ensure(user))
     mount = docker.types.Mount("/home/jovyan", home.source, type=home.kind, no_copy=True)
-    client.containers.run(tiny, ["/tiny", "exit", "0"], mounts=[mount], remove=True)
+    client.containers.run(
+        tiny, ["/tiny", "exit", "0"], mounts=[mount], network_mode="none",
+        labels={LABEL_NODE: node_id},
+    )  # fmt: skip
     assert mountpoint(client, user).stat().st_uid == 1000
 
 
@@ -382,7 +389,6 @@ def test_in_a_container_the_hosts_folder_is_meant(
     made = in_folders(home="/srv/homes", host_root=str(root), shared="/srv/homes")
     assert call(made.ensure("ada")).source == f"/srv/homes/{home_name('ada')}"
     assert (root / "srv/homes" / home_name("ada")).stat().st_uid == 1000
-    assert call(made.shared()) == "/srv/homes"
     # A link of the host would lead into the container instead.
     (root / "home").symlink_to("/srv/homes")
     with pytest.raises(Refused, match="symbolic link"):
@@ -390,13 +396,16 @@ def test_in_a_container_the_hosts_folder_is_meant(
 
 
 @on_engine
-def test_the_shared_folder_must_be_there(in_folders: Callable[..., Homes], tmp_path: Path) -> None:
-    assert call(in_folders().shared()) is None
+def test_the_shared_folder_must_be_there(
+    in_folders: Callable[..., Homes], in_volumes: Callable[..., Homes], tmp_path: Path, base: Path
+) -> None:
     missing = str(tmp_path / "data")
-    with pytest.raises(Refused, match=missing):
-        call(in_folders(shared=missing).shared())
+    for make in (in_folders, in_volumes):
+        with pytest.raises(Refused, match=missing):
+            call(make(shared=missing).ensure("ada"))
+    assert not list(base.iterdir())
     Path(missing).mkdir()
-    assert call(in_folders(shared=missing).shared()) == missing
+    assert call(in_folders(shared=missing).ensure("ada")).kind == "bind"
 
 
 @on_engine
@@ -410,11 +419,11 @@ def test_a_file_system_that_hangs_holds_nobody_else(
 
     monkeypatch.setattr(module, "LIMIT_S", 0.1)
     monkeypatch.setattr(module, "open_below", hanging)
-    made = in_folders(shared="/data")
+    made = in_folders()
     try:
-        for ask in (made.ensure("ada"), made.shared()):
+        for _ in range(2):
             with pytest.raises(Refused, match="does not answer") as no:
-                call(ask)
+                call(made.ensure("ada"))
             assert no.value.status == 503
     finally:
         released.set()

@@ -517,16 +517,17 @@ def test_many_leases_and_no_connection_of_the_gate_breaks(
     # is not.
     front = world.network("gpuslice")
     hub = world.run("hub", front, ports={"8888/tcp": ("127.0.0.1", None)})
+    elsewhere = gateway(world.client, world.network("elsewhere"))
     route = world.default_route(hub)
     pool = f"10.{128 + uuid.uuid4().int % 64}.{2 * (uuid.uuid4().int % 128)}.0/23"
     made = networks(gates=(f"{hub.name}:hub",), network_pool=pool)
     leases = [new_lease() for _ in range(40)]
     with (
         socket.create_connection(("127.0.0.1", published(hub))) as incoming,
-        outgoing(hub, gateway(world.client, "bridge")) as still_there,
+        outgoing(hub, elsewhere) as still_there,
     ):
         names = gathered(*map(made.ensure, leases))
-        assert len(networks_of(world.client, world.node_id)) == 41
+        assert len(networks_of(world.client, world.node_id)) == 42
         assert world.default_route(hub) == route
         last = world.run("last", names[-1])
         assert world.resolve(last, "hub") == address(hub, names[-1])

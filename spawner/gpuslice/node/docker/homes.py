@@ -52,7 +52,7 @@ class HomeMount:
 
 
 class Homes:
-    """The homes of this node's users, and the folder that all share.
+    """The homes of this node's users.
 
     Raises Refused, and what :class:`DockerApi` raises: then nothing is known.
     """
@@ -68,7 +68,12 @@ class Homes:
         self._lock = asyncio.Lock()
 
     async def ensure(self, user: str) -> HomeMount:
-        """The home of this user, there and usable now. It is never made anew."""
+        """The home of this user, there and usable now. It is never made anew.
+
+        The folder that all share is looked at, too: without it the engine refuses the container.
+        """
+        if self._policy.shared is not None:
+            await self._in_files(self._look_at_shared, self._policy.shared)
         if self._policy.home == "volume":
             return await self._volume(user)
         source = str(PurePosixPath(self._policy.home) / containers.home_name(user))
@@ -76,13 +81,6 @@ class Homes:
             lambda: self._prepare_folder(self._policy.home, containers.home_name(user)), source
         )
         return self._mount("bind", source, size)
-
-    async def shared(self) -> str | None:
-        """The shared folder as the host names it; None when there is to be none."""
-        shared = self._policy.shared
-        if shared is not None:
-            await self._in_files(lambda: self._look_at_shared(shared), shared)
-        return shared
 
     # --- volumes ----------------------------------------------------------------------------
 
@@ -156,8 +154,9 @@ class Homes:
                 give(folder, self._owner, path)
                 return _size(folder)
 
-    def _look_at_shared(self, shared: str) -> None:
-        with open_below(self._policy.host_root, shared):
+    def _look_at_shared(self) -> None:
+        assert self._policy.shared is not None
+        with open_below(self._policy.host_root, self._policy.shared):
             pass
 
     # --- inside -----------------------------------------------------------------------------
