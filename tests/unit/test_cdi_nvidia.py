@@ -129,6 +129,13 @@ def test_the_right_to_change_migs_layout_is_never_given():
     assert nodes(edits) == CONTROL | {"/dev/nvidia0", CAPS + "120", CAPS + "121"}
 
 
+def test_a_whole_gpu_needs_no_capability():
+    data = document(H100S)
+    node = {"path": CAPS + "12", "major": 237, "minor": 12}
+    data["devices"][0]["containerEdits"]["deviceNodes"].append(node)
+    assert nodes(device_edits(Spec.model_validate(data), GPU_0)) == CONTROL | {"/dev/nvidia0"}
+
+
 # --- no device of anybody else ------------------------------------------------------------------
 
 

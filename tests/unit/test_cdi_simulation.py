@@ -46,12 +46,16 @@ def gpu(policy: DockerSettings) -> str:
         return fleet.gpu(0).uuid
 
 
-def test_a_user_can_read_both_files_and_nobody_the_folder(policy: DockerSettings, library: Path):
+@pytest.mark.parametrize("umask", [0o077, 0o022])
+def test_a_user_can_read_both_files_and_nobody_their_folder(
+    policy: DockerSettings, library: Path, umask: int
+):
+    os.umask(umask)
     simulation = prepare_simulation(policy, library)
     assert simulation.library.read_bytes() == library.read_bytes()
     assert mode(simulation.library) == mode(simulation.state) == 0o644
-    for folder in (simulation.library.parent, Path(policy.host_dir)):
-        assert mode(folder) == 0o700
+    assert simulation.library.parent == simulation.state.parent
+    assert mode(simulation.state.parent) == 0o700
     with Fleet.open(simulation.state) as fleet:
         assert fleet.gpu(0).model == "NVIDIA H100 80GB HBM3"
 
@@ -71,14 +75,13 @@ def test_a_new_version_has_a_new_name_and_the_old_one_stays_while_it_is_used(
     piece = new_piece(gpu(policy))
     devices = SliceDevices(policy, first)
     asyncio.run(devices.write(piece))
-    mapped = first.library.open()
-
-    second = prepare_simulation(policy, version(tmp_path, "two"))
-    assert second.library != first.library
-    assert second.library.read_text() == "two"
-    # The created container can start, and what a running one has mapped is what it was.
-    asyncio.run(devices.check(piece))
-    assert first.library.read_text() == mapped.read() == "one"
+    with first.library.open() as mapped:
+        second = prepare_simulation(policy, version(tmp_path, "two"))
+        assert second.library != first.library
+        assert second.library.read_text() == "two"
+        # The created container can start, and what a running one has mapped is what it was.
+        asyncio.run(devices.check(piece))
+        assert first.library.read_text() == mapped.read() == "one"
 
     asyncio.run(devices.remove(piece.lease_id))
     assert prepare_simulation(policy, version(tmp_path, "two")) == second
