@@ -149,7 +149,7 @@ def postgres(**spoilt: Any) -> DatabaseFacts:
 
 
 HUB = "http://127.0.0.1:8081/hub/api"
-HEALTH = {"database_ok": True, "node_ok": True, "reconcile_age_s": 1.5, "draining": None}
+HEALTH = {"status": "ok"}
 
 
 def wiring(**spoilt: Any) -> WiringFacts:
@@ -157,6 +157,7 @@ def wiring(**spoilt: Any) -> WiringFacts:
     facts = {
         "hub": Reply(f"{HUB}/", 200, {"version": "6.1.1"}),
         "service": Reply("http://127.0.0.1:8085/services/gpuslice/api/health", 200, HEALTH),
+        "offers": Reply("http://127.0.0.1:8085/services/gpuslice/api/broker/offers", 200, items=3),
         "node": inventory(), "ourselves": Reply(f"{HUB}/user", 200, me),
         "public_service": Reply("https://hub/services/gpuslice/api/health", 200, HEALTH),
         "public_hub": Reply("https://hub/hub/health", 200), "engine": "docker",

@@ -696,10 +696,6 @@ AWAY = good.nothing("http://127.0.0.1:8081/hub/api/")
 STILL = {"hub": AWAY, "service": AWAY, "node": "the node does not answer"}
 
 
-def health(**spoilt_: Any) -> Reply:
-    return Reply("http://s/api/health", 200, good.HEALTH | spoilt_)
-
-
 @pytest.mark.parametrize(
     ("check", "facts", "expected", "words"),
     [
@@ -721,15 +717,14 @@ def health(**spoilt_: Any) -> Reply:
         ("token", good.wiring(hub=AWAY), "-", ""),
         ("service", good.wiring(service=AWAY), "problem", "does not answer"),
         ("service", good.wiring(service=Reply("u", 404)), "problem", "not the service"),
-        ("service", good.wiring(service=health(database_ok=False)), "problem", "database"),
-        (
-            "service",
-            good.wiring(service=health(node_ok=False, closed_nodes={"local": "it hangs"})),
-            "problem",
-            "it hangs",
-        ),
-        ("service", good.wiring(service=health(reconcile_age_s=99.0)), "warning", "99 s ago"),
-        ("service", good.wiring(service=health(draining="an upgrade")), "note", "an upgrade"),
+        ("service", good.wiring(service=Reply("u", 200, {"status": "lost"})), "problem", "not the"),
+        ("service", good.wiring(service=Reply("u", 503, {"message": "locked"})), "problem", ""),
+        ("service", good.wiring(service=Reply("u", 200, {"status": "degraded"})), "problem", ""),
+        ("offers", good.wiring(service=AWAY), "-", ""),
+        ("offers", good.wiring(offers=None, token_problem="x: no"), "unknown", "x: no"),
+        ("offers", good.wiring(offers=Reply("u", 403)), "problem", "broker_token"),
+        ("offers", good.wiring(offers=Reply("u", 500)), "unknown", "500"),
+        ("offers", good.wiring(offers=Reply("u", 200, items=0)), "warning", "Nothing is on offer"),
         ("node", good.wiring(node="the node does not answer"), "problem", "The node does not"),
         ("node", good.wiring(engine="local"), "problem", "'docker'"),
         ("node", good.wiring(node_id="gpu1"), "problem", "'gpu1'"),
@@ -749,7 +744,6 @@ def test_wiring(check: str, facts: wiring.WiringFacts, expected: str, words: str
 def test_no_check_breaks_off_whatever_a_part_answers(body: Any, other: Any, status: Any) -> None:
     bodies = [one if isinstance(one, dict) else {"version": one} for one in (body, other)]
     replies = [Reply("u", status, one) for one in bodies]
-    replies.append(Reply("u", status, good.HEALTH | {"closed_nodes": other, "draining": body}))
     for hub in replies:
         for service in replies:
             facts = good.wiring(

@@ -490,14 +490,21 @@ def test_parts_that_know_each_other(fake: FakeHost, part: tuple[str, type[_Part]
         "/hub/api/user": (200, dict(me.body)),
         "/hub/health": (200, ""),
         "/services/gpuslice/api/health": (200, good.HEALTH),
+        "/services/gpuslice/api/broker/offers": (200, [{"name": "cpu"}]),
     })  # fmt: skip
     found = levels(fake.findings(engine="local", url=f"{address}/"))
     assert {name: found[f"wiring.{name}"] for name in wiring.CHECKS} == {
-        "running": "ok", "hub": "ok", "token": "ok", "service": "ok", "proxy": "ok",
-        "node": "problem",
+        "running": "ok", "hub": "ok", "token": "ok", "service": "ok", "offers": "ok",
+        "proxy": "ok", "node": "problem",
     }  # fmt: skip
-    token = (fake.state.secrets / "service_token").read_text().strip()
-    assert [path for path, shown in answers.asked if shown == f"token {token}"] == ["/hub/api/user"]
+    # Each token is shown to whom it is for, and to nobody else.
+    shown = {token: path for path, token in answers.asked if token}
+    for name, path in (
+        ("service_token", "/hub/api/user"),
+        ("broker_token", "/services/gpuslice/api/broker/offers"),
+    ):
+        assert shown.pop(f"token {(fake.state.secrets / name).read_text().strip()}") == path
+    assert not shown
     # `gpuslice up` leaves its address in the data folder.
     (fake.state.run / "up.lock").write_text(json.dumps({"pid": 1, "address": address}))
     assert levels(fake.findings(engine="local"))["wiring.proxy"] == "ok"

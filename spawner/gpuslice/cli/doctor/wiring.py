@@ -38,8 +38,8 @@ _HUB_ADVISORIES = (
     "GHSA-c4gm-pwx9-9w8j",
     "GHSA-69wv-m5fw-2fhp",
 )
-#: A comparison of leases with the node that is older means that the service hangs.
-_OLD_S = 60.0
+#: What ``api/health`` of the service says.
+_WELL, _DEGRADED = "ok", "degraded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class Reply:
     url: str
     status: int | None
     body: Mapping[str, Any] = field(default_factory=dict)
+    #: How many things the answer is a list of; None when it is none.
+    items: int | None = None
     error: str = ""
 
     @property
@@ -64,6 +66,8 @@ class WiringFacts:
     #: Who the hub takes us for with the service's token; None: the token could not be read.
     ourselves: Reply | None
     token_problem: str = ""
+    #: What the service offers to the spawner; None: its token could not be read.
+    offers: Reply | None = None
     #: The service and the hub as browsers reach them; None: nobody said where.
     public_service: Reply | None = None
     public_hub: Reply | None = None
@@ -78,10 +82,13 @@ class WiringFacts:
 def look(machine: Machine, public_url: str | None) -> WiringFacts:
     settings = machine.settings
     api = settings.hub.api_url.rstrip("/")
-    ourselves, token_problem = None, ""
+    service_at = service_url(settings)
+    ourselves = offers = None
+    token_problem = ""
     try:
-        token = read_secret(machine.state.secrets / "service_token")
-        ourselves = get(f"{api}/user", token)
+        secrets = machine.state.secrets
+        ourselves = get(f"{api}/user", read_secret(secrets / "service_token"))
+        offers = get(f"{service_at}api/broker/offers", read_secret(secrets / "broker_token"))
     except SecretFileError as error:
         token_problem = str(error)
     public_url = public_url or _address_of_up(machine)
@@ -93,10 +100,11 @@ def look(machine: Machine, public_url: str | None) -> WiringFacts:
         public_hub = get(f"{public_url.rstrip('/')}{base}hub/health")
     return WiringFacts(
         hub=get(f"{api}/"),
-        service=get(f"{service_url(settings)}api/health"),
+        service=get(f"{service_at}api/health"),
         node=machine.inventory,
         ourselves=ourselves,
         token_problem=token_problem,
+        offers=offers,
         public_service=public_service,
         public_hub=public_hub,
         engine=machine.kind,
@@ -130,7 +138,8 @@ def get(url: str, token: str | None = None) -> Reply:
         body = json.loads(text)
     except ValueError:
         body = {}
-    return Reply(url, answer.status, body if isinstance(body, dict) else {})
+    items = len(body) if isinstance(body, list) else None
+    return Reply(url, answer.status, body if isinstance(body, dict) else {}, items)
 
 
 # --- the judgements -------------------------------------------------------------------------
@@ -201,55 +210,60 @@ def token(facts: WiringFacts) -> Verdict | None:
     return ok("The hub knows the service by its token.")
 
 
-def service(facts: WiringFacts) -> list[Verdict]:
+def service(facts: WiringFacts) -> Verdict | None:
     if not facts.running:
-        return []
+        return None
     reply = facts.service
     if not reply.there:
-        return [
-            problem(
-                f"The service does not answer at {reply.url} ({reply.error}).",
-                "Start it, or correct [service].",
-            )
-        ]
-    if "database_ok" not in reply.body:
-        return [
-            problem(
-                f"What answers at {reply.url} is not the service (status {reply.status}).",
-                "Correct service.port and service.public_prefix.",
-            )
-        ]
-    return _health(reply.body) or [ok("The service is well.")]
+        return problem(
+            f"The service does not answer at {reply.url} ({reply.error}).",
+            "Start it, or correct [service].",
+        )
+    said = reply.body.get("status")
+    if reply.status == 200 and said == _WELL:
+        return ok("The service is well.")
+    if reply.status == 200 and said == _DEGRADED:
+        return problem(
+            "The service cannot use the node, so nothing is granted.",
+            "Start the node; the service must be able to open its control.sock. GPU admin shows "
+            "the reason.",
+        )
+    if reply.status == 503:
+        return problem(
+            f"The service cannot use its database: {reply.body.get('message')}",
+            "Look at its log, and at [database].",
+        )
+    return problem(
+        f"What answers at {reply.url} is not the service (status {reply.status}).",
+        "Correct service.port and service.public_prefix.",
+    )
 
 
-def _health(body: Mapping[str, Any]) -> list[Verdict]:
-    found = []
-    if body["database_ok"] is not True:
-        found.append(
-            problem("The service cannot use its database.", "Look at its log, and at [database].")
+def offers(facts: WiringFacts) -> Verdict | None:
+    """Whether the service knows the spawner by its token, and has anything to give."""
+    if not facts.running or not facts.service.there:
+        return None
+    reply = facts.offers
+    if reply is None:
+        return unknown(
+            f"The spawner's token cannot be read: {facts.token_problem}.", "Run it again as root."
         )
-    if body.get("node_ok") is not True:
-        closed = body.get("closed_nodes")
-        why = named([str(one) for one in closed.values()]) if isinstance(closed, dict) else ""
-        found.append(
-            problem(
-                f"The service cannot use the node{f': {why}' if why else ''}.".replace("..", "."),
-                "Start the node; the service must be able to open its control.sock.",
-            )
+    if reply.status in (401, 403):
+        return problem(
+            "The service does not know the spawner's token (broker_token), so no server starts.",
+            "Give hub and service the same secrets (gpuslice init), and restart both.",
         )
-    age = body.get("reconcile_age_s")
-    if isinstance(age, int | float) and age > _OLD_S:
-        found.append(
-            warning(
-                f"The service compared leases with the node {age:.0f} s ago, and not since.",
-                "Look at its log.",
-            )
+    if reply.items is None:
+        return unknown(
+            f"The service does not say what it offers (status {reply.status}).", "Look at its log."
         )
-    if body.get("draining"):
-        found.append(
-            note(f"No new servers are started: {body['draining']}.", "Wait, or end the draining.")
+    if reply.items == 0:
+        return warning(
+            "Nothing is on offer, so nobody can start a server.",
+            "Compare [[slice]] with the devices (gpuslice devices); GPU admin shows what is not "
+            "offered, and why.",
         )
-    return found
+    return ok(f"{reply.items} slices are on offer.")
 
 
 def node(facts: WiringFacts) -> list[Verdict]:
@@ -302,7 +316,7 @@ def proxy(facts: WiringFacts) -> Verdict | None:
             f"{facts.public_hub.status}).",
             "Wait until the hub has told the proxy its routes; both need the same proxy token.",
         )
-    if "database_ok" not in facts.public_service.body:
+    if facts.public_service.body.get("status") not in (_WELL, _DEGRADED):
         return problem(
             f"The proxy does not lead to the service ({facts.public_service.url}: status "
             f"{facts.public_service.status}).",
@@ -317,6 +331,7 @@ CHECKS: Mapping[str, Callable[[WiringFacts], Verdicts]] = {
     "hub": hub,
     "token": token,
     "service": service,
+    "offers": offers,
     "node": node,
     "proxy": proxy,
 }
