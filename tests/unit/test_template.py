@@ -116,8 +116,7 @@ def test_the_whole_body() -> None:
             "ReadonlyRootfs": True,
             "Tmpfs": {
                 "/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={2 * GIB}",
-                "/var/tmp": f"rw,nosuid,nodev,noexec,mode=1777,size={16 << 20}",
-                "/run": f"rw,nosuid,nodev,noexec,mode=1777,size={16 << 20}",
+                "/var/tmp": f"rw,nosuid,nodev,noexec,mode=1777,size={64 << 20}",
             },
             "Mounts": [
                 {
@@ -170,7 +169,7 @@ def test_a_slice_without_a_gpu() -> None:
 def test_folders_in_memory_leave_room_for_the_server() -> None:
     host = made(piece=PIECE.model_copy(update={"ram_bytes": 20 << 20}))["HostConfig"]
     sizes = [int(re.search(r"size=(\d+)", text)[1]) for text in host["Tmpfs"].values()]
-    assert sizes == [10 << 20] * 3
+    assert sizes == [10 << 20] * 2
     assert host["ShmSize"] == 10 << 20
 
 
@@ -194,11 +193,11 @@ def test_an_image_with_a_volume_of_its_own_is_refused(folder: str) -> None:
 
 
 def test_volumes_that_ours_cover_do_not_matter() -> None:
-    covered = {"/home/jovyan": {}, "/tmp/": {}, "/run": {}}
+    covered = {"/home/jovyan": {}, "/tmp/": {}, "/var/tmp": {}}
     assert made(image={**IMAGE, "Config": {"Volumes": covered}})["Image"] == IMAGE["Id"]
     writable = POLICY.model_copy(update={"read_only": False})
-    assert "/run" in str(refusal(wanted(), policy=writable, image={
-        **IMAGE, "Config": {"Volumes": {"/run": {}}}}))  # fmt: skip
+    assert "/var/tmp" in str(refusal(wanted(), policy=writable, image={
+        **IMAGE, "Config": {"Volumes": {"/var/tmp": {}}}}))  # fmt: skip
 
 
 # --- the environment ----------------------------------------------------------------------------

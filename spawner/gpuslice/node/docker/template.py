@@ -20,10 +20,10 @@ from gpuslice.units import MIB
 OPEN_FILES = 16_384
 #: Where the host itself runs out of memory, a notebook ends before the engine or the hub does.
 OOM_SCORE = 500
-#: What programs write outside ``/tmp``: sockets and pid files, none of them large.
-_RUN_BYTES = 16 * MIB
+#: Few programs use it beside ``/tmp``.
+_VAR_TMP_BYTES = 64 * MIB
 _NANO_CPUS_PER_MILLI = 1_000_000
-_TMP, _VAR_TMP, _RUN = "/tmp", "/var/tmp", "/run"  # noqa: S108  (the container's)
+_TMP, _VAR_TMP = "/tmp", "/var/tmp"  # noqa: S108  (the container's)
 
 
 def container_body(
@@ -149,11 +149,10 @@ def _writable(policy: DockerSettings, piece: wire.PrepareSlice) -> dict[str, str
     Programs run from ``/tmp``: compilers of kernels, and packages that are built, put them there;
     the home allows it anyway.
     """
-    tmp = min(policy.tmp, piece.ram_bytes // 2)
-    run = min(_RUN_BYTES, piece.ram_bytes // 2)
-    folders = {_TMP: _tmpfs(tmp, "exec")}
+    most = piece.ram_bytes // 2
+    folders = {_TMP: _tmpfs(min(policy.tmp, most), "exec")}
     if policy.read_only:
-        folders |= {_VAR_TMP: _tmpfs(run, "noexec"), _RUN: _tmpfs(run, "noexec")}
+        folders[_VAR_TMP] = _tmpfs(min(_VAR_TMP_BYTES, most), "noexec")
     return folders
 
 
