@@ -509,6 +509,31 @@ def test_a_stopped_gate_can_start_again_whatever_happened_to_the_networks(
 
 
 @on_engine
+def test_everything_at_once_leaves_what_should_be_there(
+    world: World, networks: Made, new_lease: Lease
+) -> None:
+    hub = world.run("hub", world.network("gpuslice"))
+    made = networks(gates=(hub.name,))
+    kept, ended = ([new_lease() for _ in range(4)] for _ in range(2))
+    gathered(*map(made.ensure, [*kept[:2], *ended]))
+
+    async def all_of_it() -> None:
+        await asyncio.gather(
+            *map(made.remove, ended),
+            *(made.connect_gates() for _ in range(3)),
+            *map(made.ensure, kept),
+            *map(made.remove, ended),
+        )
+
+    call(all_of_it())
+    assert call(made.present()) == set(kept)
+    hub.restart(timeout=0)
+    hub.reload()
+    connected = set(hub.attrs["NetworkSettings"]["Networks"])
+    assert connected == {f"gpuslice_{world.node_id}", *map(network_name, kept)}
+
+
+@on_engine
 def test_many_leases_and_no_connection_of_the_gate_breaks(
     world: World, networks: Made, new_lease: Lease
 ) -> None:

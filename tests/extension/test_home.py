@@ -247,6 +247,7 @@ def test_a_counted_number_is_kept_for_minutes(folder: Path) -> None:
     now[0] = module.COUNTED_S - 1
     for _ in range(3):
         assert meter.look().used_bytes == before
+        assert meter._thread is None  # nor does anybody go and look
     now[0] = module.COUNTED_S
     until(lambda: meter.look().used_bytes == du(folder), "a fresh look")
 
