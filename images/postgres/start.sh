@@ -54,7 +54,7 @@ if ! [ -e "$data" ]; then
     echo 'host all all samenet scram-sha-256' >>"$unfinished/pg_hba.conf"
     for database in $POSTGRES_DATABASES; do
         echo "CREATE DATABASE \"$database\";"
-    done | postgres --single -j -D "$unfinished" template1
+    done | postgres --single -D "$unfinished" -c exit_on_error=on template1
     sync
     mv "$unfinished" "$data"
 elif ! [ -O "$data" ]; then

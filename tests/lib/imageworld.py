@@ -63,6 +63,18 @@ class Images:
         self.client.volumes.create(name, labels=self._labels)
         return name
 
+    @contextmanager
+    def network(self) -> Iterator[str]:
+        """A new network, and its end."""
+        network = self.client.networks.create(
+            f"gpuslice-test-{uuid.uuid4().hex[:12]}", internal=True, labels=self._labels
+        )
+        try:
+            yield str(network.name)
+        finally:
+            self.sweep()
+            network.remove()
+
     def start(self, image: str, command: list[str] | None = None, **differences: Any) -> Container:
         """A container of the image, hardened but for `differences`, in the background."""
         return self.client.containers.run(
