@@ -9,7 +9,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from dockernode import DockerNode
+from dockernode import DEADLINE_S, DockerNode
 from dockerworld import (
     cdi_file,
     engine_client,
@@ -107,8 +107,12 @@ def node(
     policy: DockerSettings,
     service: FakeService,
     new_lease: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[DockerNode]:
     """A node's leases on the real engine, behind ``proxy``."""
+    # An engine of a loaded machine is slow, which is not what is tested.
+    monkeypatch.setattr("gpuslice.node.docker.watch.LOOK_LIMIT_S", DEADLINE_S)
+    monkeypatch.setattr("gpuslice.node.docker.starting.ANSWER_LIMIT_S", DEADLINE_S)
     node = DockerNode(tmp_path, node_id, policy, service.url, user, new_lease)
     yield node
     node.unlock()

@@ -6,17 +6,20 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiohttp
 import docker
 
 from dockerworld import cdi_file, containers_of, networks_of
+from engineproxy import Fault
 from gpuslice import wire
 from gpuslice.containers import LABEL_BASE_URL, LABEL_LEASE, container_name
-from gpuslice.node.docker.api import DockerApi
+from gpuslice.node.docker.api import DockerApi, EngineDown
 from gpuslice.node.docker.devices import SliceDevices
 from gpuslice.node.docker.homes import Homes
 from gpuslice.node.docker.leases import DockerLeases
@@ -97,6 +100,39 @@ class NoUse:
         return None
 
 
+class ImpatientApi(DockerApi):
+    """Gives a call up as soon as it hangs in ``hanging``; everything else may take its time."""
+
+    hanging: Fault | None = None
+
+    @asynccontextmanager
+    async def open(
+        self, method: str, path: str, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        fault = self.hanging
+        if fault is None or fault.method not in ("", method) or not fault.path.search(path):
+            async with super().open(method, path, **options) as answer:
+                yield answer
+            return
+        try:
+            async with asyncio.timeout(None) as limit:
+                giving_up = asyncio.ensure_future(self._give_up(fault, limit))
+                try:
+                    async with super().open(method, path, **options) as answer:
+                        yield answer
+                finally:
+                    giving_up.cancel()
+        except TimeoutError as problem:
+            raise EngineDown("the Docker engine does not answer (given up)") from problem
+
+    async def _give_up(self, fault: Fault, limit: asyncio.Timeout) -> None:
+        async def held() -> bool:
+            return fault.held
+
+        await until(held, "it hangs")
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
 class DockerNode:
     """One node's leases; ``again()`` is the node after it was killed."""
 
@@ -113,14 +149,16 @@ class DockerNode:
         self.clock = SetClock()
         self.devices = PlannedDevices()
         #: So long a look at the engine may take, in seconds.
-        self.look_limit_s = 20.0
+        self.look_limit_s = DEADLINE_S
+        self.hanging: Fault | None = None
         (folder / "token").write_text("secret-of-the-node\n")
         self.open()
 
     def open(self) -> None:
         self.store = Store(self.folder / "node")
         self.store.open()
-        self.api = DockerApi(self.policy.socket, timeout_s=self.look_limit_s)
+        self.api = ImpatientApi(self.policy.socket, timeout_s=self.look_limit_s)
+        self.api.hanging = self.hanging
         self.cdi = SliceDevices(self.policy, None)
         self.networks = Networks(self.policy, self.api, self.node_id)
         self.servers = ContainerServers()
@@ -137,6 +175,10 @@ class DockerNode:
         await self.leases.close()
         self.unlock()
         self.open()
+
+    def gives_up(self, fault: Fault | None) -> None:
+        """Calls that hang in this fault are given up at once, also after ``again()``."""
+        self.api.hanging = self.hanging = fault
 
     def unlock(self) -> None:
         """Lets another node have the folder, as a dead one does."""

@@ -16,12 +16,14 @@
 A call is named by its method (empty: any) and a regular expression that is searched for in path
 and query, without the version: ``/containers/json?all=1``. The newest matching fault acts. With
 ``after=True`` the engine carries the call out and only its answer is lost, late or another one;
-without it a call that fails never reaches the engine. ``times`` bounds how often a fault acts. A
-hang ends after its seconds or by ``release()``, and then the call goes on as if nothing had been.
+without it a call that fails never reaches the engine (one that hung and whose caller has gone
+does, and the engine may give it up). ``times`` bounds how often a fault acts. A hang ends after
+its seconds or by ``release()``, and then the call goes on as if nothing had been. aiohttp tries a
+GET or DELETE once more when a connection breaks off: plant two of those.
 
-Each fault counts its ``hits`` and has ``wait_hit()``; ``proxy.calls`` is every call as ``(method,
-path)``. All may be used from any thread while calls are under way. Streams and attached
-connections pass. Calls under way when the proxy ends are broken off.
+Each fault counts its ``hits`` and has ``wait_hit()``, a hang also ``held``; ``proxy.calls`` is
+every call as ``(method, path)``. All may be used from any thread while calls are under way.
+Streams and attached connections pass. Calls under way when the proxy ends are broken off.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class Fault:
     seconds: float | None = None
     keep: int = 0
     hits: int = 0
+    #: A call is silent now, or was: the engine has done what it does of it.
+    held: bool = False
     _hit: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _go_on: threading.Event = field(default_factory=threading.Event)
 
@@ -74,6 +78,7 @@ class Fault:
         self._go_on.set()
 
     def hold(self) -> None:
+        self.held = True
         self._go_on.wait(self.seconds)
 
 
@@ -208,8 +213,14 @@ class EngineProxy:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as engine:
             engine.connect(self._engine)
             engine.sendall(_closing(head) + rest)
-            threading.Thread(target=_pump, args=(client, engine), daemon=True).start()
-            if fault is None or not fault.after:
+            after = fault is not None and fault.after
+            # The engine gives a call up when its caller goes: one that is to be carried out is not
+            # told of that.
+            passing = threading.Thread(
+                target=_pump, args=(client, engine), kwargs={"end": not after}, daemon=True
+            )
+            passing.start()
+            if fault is None or not after:
                 _pump(engine, client)
                 return
             answer = b"".join(iter(lambda: engine.recv(_PIECE), b""))
@@ -234,13 +245,14 @@ def engine_proxy(path: Path, engine: str = ENGINE) -> Iterator[EngineProxy]:
         proxy.down()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, *, end: bool = True) -> None:
     """Passes bytes on until the end, and then passes the end on."""
     with suppress(OSError):
         while piece := source.recv(_PIECE):
             target.sendall(piece)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+    if end:
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
 
 def _read_head(client: socket.socket) -> tuple[bytes, bytes]:

@@ -190,11 +190,11 @@ class DockerApi:
             return await answer.read()
 
     async def _json(self, method: str, path: str, **options: Any) -> Json:
-        found: Json = _parsed(await self._call(method, path, **options))
+        found: Json = _parsed(await self._call(method, path, **options), dict)
         return found
 
     async def _list(self, path: str, **options: Any) -> list[Json]:
-        found: list[Json] = _parsed(await self._call("GET", path, **options))
+        found: list[Json] = _parsed(await self._call("GET", path, **options), list)
         return found
 
     async def _found(self, path: str) -> Json | None:
@@ -227,11 +227,15 @@ def demultiplexed(raw: bytes) -> bytes:
     return bytes(text) if at else raw
 
 
-def _parsed(text: bytes) -> Any:
+def _parsed(text: bytes, kind: type) -> Any:
+    """An answer of another kind is none: an empty list says that nothing is there."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except ValueError as problem:
         raise EngineDown("the engine's answer is not understood") from problem
+    if not isinstance(found, kind):
+        raise EngineDown("the engine's answer is not understood")
+    return found
 
 
 def _message(text: bytes) -> str:

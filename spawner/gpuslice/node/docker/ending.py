@@ -84,7 +84,7 @@ class Ending:
             try:
                 await self._book.api.remove(container.id)
             except EngineSaysNo:
-                # It runs by now.
+                # It runs by now, or the engine is still removing it for somebody else.
                 left.append(container)
         return left
 
@@ -239,9 +239,9 @@ class Ending:
         try:
             await self._book.api.remove(container.id)
         except EngineSaysNo as no:
-            # Somebody has started it just now.
-            text = f"the container {container.name} cannot be removed: {no.message}"
-            raise Refused("still-running", text[:500]) from no
+            # Somebody has started it just now, or the engine is still at it for somebody else.
+            text = f"the container {container.name} cannot be removed now: {no.message}"
+            raise Refused("not-removed", text[:500]) from no
 
     async def _judge(self, lease_id: str, entry: Entry | None, *, ran: bool) -> wire.ReleaseResult:
         """Whether the device is clean. Raises Refused when it cannot be asked."""
