@@ -148,6 +148,7 @@ def tricks(own: str, lease: str) -> dict[str, bytes]:
         "a parameter twice": get(f"/containers/{own}/logs?tail=1&tail=2".encode()),
         "a number in other letters": get(f"/containers/{own}/logs?tail=%D9%A1".encode()),
         "a number too long": get(f"/containers/{own}/logs?tail={'0' * 12}9999".encode()),
+        "one for the node": get(f"/v1/servers/{lease}/log?tail=0000000019999".encode()),
         "no number": get(f"/containers/{own}/logs?tail=all".encode()),
         "an old version of HTTP": get(inspect, version=b"HTTP/1.0"),
         "no version of HTTP": b"GET " + inspect + b"\r\n\r\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -26,6 +27,7 @@ MAX_LOG_LINES = 1_000
 Route: TypeAlias = tuple[str, type[RequestHandler], dict[str, Any]]
 
 _LEASE = r"([0-9a-f]{32})"
+_LINES = re.compile(r"[0-9]{1,9}")
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
@@ -155,7 +157,7 @@ class ServerHandler(Handler):
 class LogHandler(Handler):
     async def get(self, lease_id: str) -> None:
         lines = self.get_query_argument("tail", "50")
-        if not lines.isdecimal() or not 1 <= int(lines[:9]) <= MAX_LOG_LINES:
+        if not _LINES.fullmatch(lines) or not 1 <= int(lines) <= MAX_LOG_LINES:
             raise Refused("bad-body", f"tail is a number from 1 to {MAX_LOG_LINES}", status=400)
         text = await self.leases.log_tail(lease_id, int(lines))
         if text is None:
