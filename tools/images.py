@@ -16,6 +16,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
@@ -125,8 +126,13 @@ def make_wheels(epoch: str) -> None:
         raise BuildFailed("the wheels of this checkout could not be made: see above.")
 
 
-def secrets(ca: Path | None) -> dict[str, Path]:
-    """What downloads need on this machine: its certificates, and its mirrors if it has some."""
+def secrets(ca: Path | None, folder: Path) -> dict[str, Path]:
+    """What downloads need on this machine: its certificates, and its mirrors if it has some.
+
+    Args:
+        ca: A file with certificates, if not this machine's own are to be used.
+        folder: A private one. An index's address may have a password in it.
+    """
     found = {}
     if certificates := ca or _certificates():
         if not certificates.is_file():
@@ -137,7 +143,8 @@ def secrets(ca: Path | None) -> dict[str, Path]:
         ("npm_registry", os.environ.get("YARN_NPM_REGISTRY_SERVER")),
     ):
         if value:
-            found[name] = _private_file(name, value)
+            found[name] = folder / name
+            found[name].write_text(value)
     return found
 
 
@@ -148,15 +155,6 @@ def _certificates() -> Path | None:
             return Path(os.environ[name])
     usual = ssl.get_default_verify_paths().cafile
     return Path(usual) if usual else None
-
-
-def _private_file(name: str, content: str) -> Path:
-    path = WORK / "secrets" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(content)
-    return path
 
 
 def torch_wheel(folder: Path) -> tuple[str, Path]:
@@ -241,22 +239,25 @@ def build_all(options: argparse.Namespace) -> None:
         torch = re.findall(r"(?m)^torch==(\S+)", lock)[0]
     dirty = "-modified" if _git("status", "--porcelain") else ""
     revision = _git("rev-parse", "HEAD")
-    build = Build(
-        base=options.base,
-        variant=options.variant,
-        tag=options.tag,
-        version=tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
-        revision=revision + dirty if revision else "unknown",
-        epoch=epoch,
-        secrets=secrets(options.ca),
-        torch=torch,
-        wheels=wheels,
-        more=options.flags,
-    )
     print("==> Making the wheels of this checkout", flush=True)
     make_wheels(epoch)
     print(f"==> Building {', '.join(options.names)} (logs in {WORK.relative_to(ROOT)})", flush=True)
-    with ThreadPoolExecutor(len(options.names)) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="gpuslice-images-") as folder,
+        ThreadPoolExecutor(len(options.names)) as pool,
+    ):
+        build = Build(
+            base=options.base,
+            variant=options.variant,
+            tag=options.tag,
+            version=tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
+            revision=revision + dirty if revision else "unknown",
+            epoch=epoch,
+            secrets=secrets(options.ca, Path(folder)),
+            torch=torch,
+            wheels=wheels,
+            more=options.flags,
+        )
         for line in pool.map(lambda name: run(IMAGES[name], build), options.names):
             print(f"    {line}", flush=True)
 

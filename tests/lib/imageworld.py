@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import pytest
 from docker.errors import ImageNotFound
 from docker.models.containers import Container
 
+#: Another tag than `latest`, for whoever built one: `make images TAG=…`.
+_TAG = os.environ.get("GPUSLICE_IMAGES_TAG", "latest")
 _LABEL = "gpuslice.test.images"
 _PATIENCE_S = 120
 #: What the node's template sets too, where a test needs nothing else.
@@ -45,7 +48,7 @@ class Images:
 
     def name(self, image: str) -> str:
         """The image's name; skips the test when nobody has built it."""
-        name = f"gpuslice/{image}:latest"
+        name = f"gpuslice/{image}:{_TAG}"
         try:
             self.client.images.get(name)
         except ImageNotFound:
