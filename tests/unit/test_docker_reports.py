@@ -18,6 +18,7 @@ from gpuslice.node.docker.api import EngineDown
 from gpuslice.node.docker.book import Entry
 from gpuslice.node.docker.life import End, Life, Moment
 from gpuslice.node.docker.reports import (
+    CLOCK_STEP_US,
     Container,
     alive_til_us,
     end_of,
@@ -268,9 +269,25 @@ def test_no_clock_that_is_set_lengthens_or_inverts_a_bill(
     seen = Moment(START + ran_us + late_us + step_us, BOOT + ran_us + late_us, "this boot")
     finished = end_of(life(), stepped, seen, alive_us=alive).finished_us
     assert finished is not None
-    assert max(START, alive) <= finished <= START + ran_us + late_us
+    assert finished >= START
+    assert alive - CLOCK_STEP_US <= finished <= START + ran_us + late_us + CLOCK_STEP_US
     if step_us == 0:
         assert finished == START + ran_us
+
+
+@pytest.mark.parametrize("by_us", [-500_000, -1, 0, 1, 500_000])
+def test_what_the_engine_states_is_exact_although_clocks_are_read_one_after_the_other(
+    by_us: int,
+) -> None:
+    over = ended(finished_us=NOW.now_us)
+    seen = replace(NOW, boottime_us=NOW.boottime_us + by_us)
+    alive = NOW.now_us + by_us
+    assert end_of(life(), over, seen, alive_us=alive).finished_us == NOW.now_us
+
+
+def test_a_life_so_short_that_the_engine_states_its_end_before_its_start_was_free() -> None:
+    end = end_of(life(), ended(finished_us=START - 1200), NOW)
+    assert end.finished_us == START
 
 
 def test_an_end_that_was_written_down_is_kept_whatever_the_engine_says_later() -> None:

@@ -13,7 +13,7 @@ from gpuslice import containers, wire
 from gpuslice.node.docker.api import EngineDown, Json
 from gpuslice.node.docker.life import End, Life, Moment
 from gpuslice.node.observe import REBOOTED
-from gpuslice.units import format_memory, from_datetime
+from gpuslice.units import SECOND_US, format_memory, from_datetime
 
 #: Longer texts are of a program, not for a person.
 _LONGEST = 400
@@ -25,6 +25,9 @@ _NEVER = "0001-01-01T"
 #: What shells and engines add to the number of the signal that ended a program.
 _SIGNALLED = 128
 _KILLED, _LAST = _SIGNALLED + Signals.SIGKILL, _SIGNALLED + Signals.SIGRTMAX
+#: Times of the wall and the boot clock that disagree by more than this: somebody set the former.
+#: By less, they were only read one after the other, and what the engine states is exact.
+CLOCK_STEP_US = 2 * SECOND_US
 _RUNS = frozenset({"running", "paused", "restarting"})
 #: What the engine wraps the reason in when it cannot start something, outermost first.
 _WRAPPINGS = (
@@ -169,8 +172,12 @@ def end_of(
             finished, message = None, REBOOTED
     elif finished is not None and start is not None:
         if life.started_boottime_us is not None:
-            finished = min(finished, start + seen.boottime_us - life.started_boottime_us)
-        finished = max(finished, start, alive_us)
+            latest = start + seen.boottime_us - life.started_boottime_us
+            finished = latest if finished > latest + CLOCK_STEP_US else finished
+        # The engine hears of an end some time after it, and calls dead servers alive until then.
+        finished = alive_us if finished < alive_us - CLOCK_STEP_US else finished
+        # Of a short life it states the end before the start.
+        finished = max(finished, start)
     return End(
         finished_us=finished,
         exit_code=container.exit_code,
