@@ -266,6 +266,12 @@ def test_a_stated_number_is_kept_for_seconds(
     until(lambda: meter.look().used_bytes == 7 * MIB, "a fresh look")
 
 
+def test_where_it_is_not_shown_nobody_looks(folder: Path) -> None:
+    meter = HomeMeter(folder, None, shown=False)
+    assert meter.look() == Home(Source.NONE)
+    assert meter._thread is None
+
+
 def test_a_home_that_cannot_be_looked_at_is_unknown_until_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,7 +321,7 @@ def test_the_server_answers_with_the_home(
 ) -> None:
     write(folder / "work.bin", 3 * MIB)
     server = notebook(
-        {**service.environment, "HOME": str(folder), "GPUSLICE_HOME_LIMIT": str(4 * MIB)}
+        {**service.environment, "HOME": str(folder), "GPUSLICE_HOME_LIMIT": str(3 * MIB)}
     )
     before = server.ask("api/status")[1]["last_activity"]
 
@@ -327,9 +333,9 @@ def test_the_server_answers_with_the_home(
     home = until(known, "the count")
     assert isinstance(home, dict)
     assert home["source"] == "counted"
-    assert home["limit_bytes"] == 4 * MIB
+    assert home["limit_bytes"] == 3 * MIB
     assert home["used_bytes"] >= 3 * MIB
-    assert home["warn"] == (home["used_bytes"] >= 0.9 * home["limit_bytes"])
+    assert home["warn"] is True
     assert not home["at_least"] and not home["of_disk"]
     assert home["free_bytes"] > 0 and home["taken_us"] > 0
     assert server.ask("api/status")[1]["last_activity"] == before
