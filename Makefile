@@ -8,6 +8,7 @@ ENGINE ?= local
 STATE ?= .run
 UP_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 IMAGES ?= hub node postgres notebook
 VARIANT ?= cpu
 TAG ?= latest
@@ -56,8 +57,9 @@ images: ## build the container images (IMAGES='hub node', VARIANT=cuda, TAG, CA,
 base-image: ## make debian:bookworm-slim with debootstrap, where no registry has it (MIRROR)
 	@python3 tools/baseimage.py $(if $(MIRROR),"$(MIRROR)")
 
-bench: ## run the benchmarks (none yet)
-	@echo "There are no benchmarks yet." >&2; exit 1
+bench: ## how long a server takes to start, beside DockerSpawner (BENCH_ARGS='--pairs 5')
+	@$(SETUP) test
+	@$(PY) benchmarks/spawn $(BENCH_ARGS)
 
 docs: ## build the documentation to docs/_build (a broken link or a warning fails)
 	@$(SETUP) docs

@@ -52,13 +52,6 @@ def test_make_alone_lists_every_target_with_a_line_each() -> None:
     assert set(TARGETS) <= set(phony[1].split()) == set(listed)
 
 
-def test_a_target_with_nothing_to_do_says_so_and_fails() -> None:
-    done = _make("bench")
-    said = done.stderr.splitlines()
-    assert done.returncode == 2
-    assert said[0].endswith(".") and re.search("no |nothing", said[0])
-
-
 # ------------------------------------------------------------------------------------- locks
 
 
