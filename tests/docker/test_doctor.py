@@ -22,11 +22,12 @@ from requests.exceptions import RequestException
 from dockerworld import CDI_DIR
 from doctorworld import PYTHON_IMAGE, build_cuda, python_image, python_layer
 from engineproxy import EngineProxy
-from gpuslice.cli.doctor import examine, gputest
+from gpuslice.cli.doctor import examine, gputest, wiring
 from gpuslice.cli.doctor.findings import Finding
 from gpuslice.cli.doctor.machine import Machine
 from gpuslice.cli.state import State
 from gpuslice.settings import load_settings
+from hubworld import DockerPlatform
 
 pytestmark = pytest.mark.docker
 
@@ -268,6 +269,34 @@ def test_the_command_on_a_real_engine(world: World) -> None:
     assert done.returncode in (1, 2), done.stderr
     assert "gpu-test.devices" in done.stdout
     assert done.stdout.rstrip().endswith("fine.")
+
+
+# --------------------------------------------------------------------------------- a whole platform
+
+
+def test_a_platform_that_is_well(client: docker.DockerClient, tiny: str, tmp_path: Path) -> None:
+    """The engine is the node's, without being told."""
+    platform = DockerPlatform(tmp_path, client, [tiny])
+    try:
+        platform.start()
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "gpuslice", "doctor", "--json",
+                "--config", str(platform.config), "--state", str(platform.state),
+                "--url", platform.url,
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        platform.end()
+    report = json.loads(done.stdout)
+    assert report["engine"] == "docker"
+    wrong = [one for one in report["findings"] if one["level"] in ("problem", "unknown")]
+    # A machine may have no clock that is synchronised, but its kernel says so.
+    assert (done.returncode, wrong) == (0, [])
+    fine = {one["id"] for one in report["findings"] if one["level"] == "ok"}
+    assert {f"wiring.{name}" for name in wiring.CHECKS} <= fine
+    assert {"engine.cdi", "docker.images", "docker.cdi-dir", "files.sockets"} <= fine
 
 
 # ------------------------------------------------------ an engine whose default runtime is NVIDIA's
