@@ -7,6 +7,8 @@
  *   fork COUNT      has so many children that do nothing, then serves
  *   env             prints its environment, then serves
  *   leave CODE      serves, and ends with this code at SIGTERM
+ *   hungry MIB      serves; takes so much memory when it is asked for a path that ends in /eat
+ *   mute            runs, and never listens
  */
 #include <netinet/in.h>
 #include <signal.h>
@@ -18,6 +20,7 @@
 #include <unistd.h>
 
 static int code;
+static long hunger;
 
 static void leave(int signum)
 {
@@ -52,10 +55,16 @@ static void serve(void)
     fflush(stdout);
     for (;;) {
         int client = accept(listener, NULL, NULL);
+        ssize_t length;
         if (client < 0)
             continue;
-        if (read(client, request, sizeof request) > 0)
+        length = read(client, request, sizeof request - 1);
+        if (length > 0) {
+            request[length] = 0;
+            if (hunger && strstr(request, "/eat HTTP/"))
+                eat(hunger);
             (void)!write(client, answer, sizeof answer - 1);
+        }
         close(client);
     }
 }
@@ -73,6 +82,10 @@ int main(int count, char **words, char **environment)
         return (int)number;
     if (!strcmp(what, "leave"))
         code = (int)number;
+    if (!strcmp(what, "hungry"))
+        hunger = number;
+    while (!strcmp(what, "mute"))
+        pause();
     if (!strcmp(what, "eat"))
         eat(number);
     if (!strcmp(what, "env"))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
 from platform_world import Platform, until
 
 from dockerworld import cdi_file, containers_of, networks_of, new_node_id, own_pool, sweep
-from engineproxy import EngineProxy, engine_proxy
+from engineproxy import ENGINE, EngineProxy, engine_proxy
 from gpuslice.cli import parts, ports
 from gpuslice.cli.proxy import proxy_command
 from gpuslice.cli.secrets import ensure_secrets
@@ -86,16 +86,18 @@ class DockerPlatform(Platform):
     Args:
         images: Offered to users, the first beforehand.
         grace_s: Between SIGTERM and SIGKILL of a server.
+        engine: The engine's socket; ``client`` is this engine's.
     """
 
     def __init__(
-        self, folder: Path, client: docker.DockerClient, images: list[str], *, grace_s: float = 2.0
-    ) -> None:
+        self, folder: Path, client: docker.DockerClient, images: list[str], *,
+        grace_s: float = 2.0, engine: str = ENGINE,
+    ) -> None:  # fmt: skip
         super().__init__(folder)
         self.client = client
         self.node_id = new_node_id()
         self._stack = ExitStack()
-        self.engine: EngineProxy = self._stack.enter_context(engine_proxy(folder / "e.sock"))
+        self.engine: EngineProxy = self._stack.enter_context(engine_proxy(folder / "e.sock", engine))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._homes = folder / "homes"
         self._host = folder / "host"
