@@ -266,12 +266,13 @@ class Ending:
             containers: A fresh look at the engine.
         """
         store = self._book.store
-        named = {c.lease_id for c in containers if c.lease_id is not None}
-        for lease_id in sorted(named):
-            if store.get(lease_id) is None and store.result(lease_id) is not None:
-                await self._sweep_containers(lease_id)
+        held = {c.lease_id for c in containers if c.lease_id is not None}
+        for lease_id in sorted(held):
+            over = store.get(lease_id) is None and store.result(lease_id) is not None
+            if over and await self._sweep_containers(lease_id):
+                held.discard(lease_id)
         for lease_id in sorted(await self._networks.present()):
-            if lease_id not in named and store.get(lease_id) is None:
+            if lease_id not in held and store.get(lease_id) is None:
                 log_event(log, "network-swept", lease=lease_id)
                 await self._networks.remove(lease_id)
         for lease_id in sorted(await asyncio.to_thread(self._cdi.present)):
@@ -282,10 +283,15 @@ class Ending:
                 log_event(log, "device-swept", lease=lease_id)
                 await self._cdi.remove(lease_id)
 
-    async def _sweep_containers(self, lease_id: str) -> None:
-        """Such as one that the engine made after the node had stopped waiting for it."""
+    async def _sweep_containers(self, lease_id: str) -> bool:
+        """Such as one that the engine made after the node had stopped waiting for it.
+
+        Returns whether none is left: one that runs is for the service to have stopped.
+        """
         async with self._book.lock(lease_id):
-            for container in await self._book.view.of_lease(lease_id):
+            found = await self._book.view.of_lease(lease_id)
+            for container in found:
                 if not container.runs:
                     log_event(log, "container-swept", lease=lease_id, container=container.name)
                     await self._remove(container)
+        return not any(container.runs for container in found)
