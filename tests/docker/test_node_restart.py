@@ -333,7 +333,10 @@ async def test_a_container_with_the_label_of_an_unknown_lease_is_told_of_and_lef
     unknown = uuid.uuid4().hex
     labels = {LABEL_NODE: node.node_id, LABEL_LEASE: unknown}
     stranger = client.containers.run(tiny, labels=labels, detach=True)
-    nonsense = client.containers.run(tiny, labels={**labels, LABEL_LEASE: "../../etc"}, detach=True)
+    # A label is anybody's text: this one would be a folder of the node's.
+    nonsense = client.containers.run(
+        tiny, labels={**labels, LABEL_LEASE: f"{node.store.ended}"}, detach=True
+    )
     elsewhere = client.containers.run(
         tiny, labels={LABEL_NODE: f"{node.node_id}-2", LABEL_LEASE: unknown}, detach=True
     )

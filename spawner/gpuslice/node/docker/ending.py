@@ -15,7 +15,7 @@ from gpuslice.node.docker.live import ContainerServers
 from gpuslice.node.docker.reports import Container, started_again
 from gpuslice.node.docker.starting import Networks, SliceDevices
 from gpuslice.node.events import log_event
-from gpuslice.node.leasedir import FENCED
+from gpuslice.node.leasedir import FENCED, LEASE_ID
 from gpuslice.node.ports import Devices
 from gpuslice.units import SECOND_US
 
@@ -271,7 +271,7 @@ class Ending:
             over = store.get(lease_id) is None and store.result(lease_id) is not None
             if over and await self._sweep_containers(lease_id):
                 held.discard(lease_id)
-        for lease_id in sorted(await self._networks.present()):
+        for lease_id in sorted(filter(LEASE_ID.fullmatch, await self._networks.present())):
             if lease_id not in held and store.get(lease_id) is None:
                 log_event(log, "network-swept", lease=lease_id)
                 await self._networks.remove(lease_id)

@@ -107,7 +107,7 @@ class DockerLeases:
         seen = book.clock()
         groups = by_lease(found)
         for lease_id in groups.keys() - entries.keys():
-            if LEASE_ID.fullmatch(lease_id) and (entry := await book.read(lease_id)) is not None:
+            if (entry := await book.read(lease_id)) is not None:
                 entries[lease_id] = entry
         own: list[tuple[Entry, Container | None]] = []
         servers = []
@@ -117,10 +117,9 @@ class DockerLeases:
             if (server := book.report(entry, container, asked, seen)) is not None:
                 servers.append(self._with_use(server))
         for lease_id, unknown in sorted(groups.items()):
-            if LEASE_ID.fullmatch(lease_id):
-                # One of several is told of: one that runs, if any does.
-                shown = max(unknown, key=lambda one: one.runs)
-                servers.append(foreign_report(shown, lease_id, seen))
+            # One of several is told of: one that runs, if any does.
+            shown = max(unknown, key=lambda one: one.runs)
+            servers.append(foreign_report(shown, lease_id, seen))
         known = {container.id for _, container in own if container is not None}
         self._tell_strangers([one for one in found if one.id not in known])
         self._servers.update([one for pair in own if (one := _with_device(*pair)) is not None])

@@ -12,6 +12,7 @@ from typing import Any
 from gpuslice import containers, wire
 from gpuslice.node.docker.api import EngineDown, Json
 from gpuslice.node.docker.life import End, Life, Moment
+from gpuslice.node.leasedir import LEASE_ID
 from gpuslice.node.observe import REBOOTED
 from gpuslice.units import SECOND_US, format_memory, from_datetime
 
@@ -62,7 +63,9 @@ class Container:
 
     @property
     def lease_id(self) -> str | None:
-        return self.labels.get(containers.LABEL_LEASE)
+        """What its label names; None where that is no lease's id, and could be a path instead."""
+        lease_id = self.labels.get(containers.LABEL_LEASE, "")
+        return lease_id if LEASE_ID.fullmatch(lease_id) else None
 
 
 def parse_container(inspected: Json) -> Container:
