@@ -97,7 +97,9 @@ class DockerPlatform(Platform):
         self.client = client
         self.node_id = new_node_id()
         self._stack = ExitStack()
-        self.engine: EngineProxy = self._stack.enter_context(engine_proxy(folder / "e.sock", engine))
+        self.engine: EngineProxy = self._stack.enter_context(
+            engine_proxy(folder / "e.sock", engine)
+        )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._homes = folder / "homes"
         self._host = folder / "host"
@@ -228,11 +230,6 @@ class DockerPlatform(Platform):
     def _behave(self, user: str, wanted: dict[str, Any]) -> None:
         (self.state / "behaviour" / home_name(user)).write_text(json.dumps(wanted))
 
-    def spawn_answer(self, user: str, slice_name: str, **options: str) -> requests.Response:
-        """What REST answers to a start."""
-        self.add_user(user)
-        return self.ask_to_spawn(user, {"slice": slice_name, **options})
-
     def stop_server_now(self, user: str) -> None:
         """Stop a server without its grace."""
         lease = self.lease(user)
@@ -254,19 +251,27 @@ class DockerPlatform(Platform):
 
     def progress(self, user: str) -> list[str]:
         """What the spawn page has told so far about a start that goes on."""
-        with requests.get(
-            f"{self.url}/hub/api/users/{user}/server/progress",
-            headers={"Authorization": f"token {self.token}"},
-            stream=True,
-            timeout=30,
-        ) as answer:
-            told: list[str] = []
-            for raw in answer.iter_lines():
+        told: list[str] = []
+        with suppress(requests.RequestException):
+            answer = requests.get(
+                f"{self.url}/hub/api/users/{user}/server/progress",
+                headers={"Authorization": f"token {self.token}"},
+                stream=True,
+                # The stream stays open: what comes within a moment is what was told.
+                timeout=(30, 1),
+            )
+            for raw in answer.iter_lines(chunk_size=1):
                 if raw.startswith(b"data:"):
                     told.append(json.loads(raw[6:])["message"])
-                elif told:
-                    return told
         return told
+
+    def refusal(self, user: str, slice_name: str, **options: str) -> str:
+        """Ask for a start that must fail; what its user is told, at once or on the spawn page."""
+        self.add_user(user)
+        answer = self.ask_to_spawn(user, {"slice": slice_name, **options})
+        if answer.status_code >= 400:
+            return str(answer.json()["message"])
+        return self.message(user)
 
     # --- what really is ---------------------------------------------------------------------
 

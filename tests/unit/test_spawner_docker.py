@@ -430,7 +430,9 @@ def test_refused_options_come_first_then_the_administrators_hook_then_the_image(
 ) -> None:
     seen: list[object] = []
     one = spawner(stub, pre_spawn_hook=lambda _: seen.append(list(stub.calls)))
-    one.take_options({"slice": "quarter", "image": "../../etc/passwd"})
+    # What REST sent the hub has stored already.
+    one.user_options = {"slice": "quarter", "image": "../../etc/passwd"}
+    one.take_options(one.user_options)
     assert one.user_options == {}
     told = refused(one.run_pre_spawn_hook())
     assert (told.status_code, told.reason) == (400, "unknown-image")

@@ -285,7 +285,7 @@ class GpuSpawner(Spawner):
 
     async def start(self) -> str:
         """Lease a slice, start the server in it, wait until it answers; return its URL."""
-        self._starting, self._lease_asked = True, False
+        self._starting, self._lease_asked, self._cleanup = True, False, None
         try:
             return await self._start_in_time()
         except BaseException as error:
@@ -317,11 +317,22 @@ class GpuSpawner(Spawner):
         self._board.say(5, f"Asking for a {self.slice_name} slice")
         grant = await self._lease()
         self._board.say(20, grant_text(grant))
-        await self.engine_start(grant)
+        await self._start_server(grant)
         self._board.say(40, "Starting the notebook server")
         url = await self._until_it_answers(grant.lease_id)
         self._board.say(95, "The notebook server answers")
         return url
+
+    async def _start_server(self, grant: LeaseGrant) -> None:
+        try:
+            await self.engine_start(grant)
+        except EngineRefused:
+            # A server that ends at once may be settled before it was told of: then that refuses
+            # the start, and what became of the server is the reason.
+            report = await self._started(grant.lease_id)
+            if report is not None and report.state is ServerState.EXITED:
+                raise await self._exited(report) from None
+            raise
 
     async def _lease(self) -> LeaseGrant:
         # One attempt id for all tries of this start: a lost answer cannot lease twice.
@@ -417,9 +428,10 @@ class GpuSpawner(Spawner):
         reason = "start cancelled or timed out" if cancelled else f"start failed: {_words(error)}"
         # A task of its own: cancelling the start again does not cancel this.
         self._cleanup = asyncio.create_task(self._clean_up(reason[:500]))
-        # After a cancel the hub soon calls stop(), which waits for the rest of it.
-        wait_s = _HUB_WAITS_AFTER_CANCEL_S / 2 if cancelled else None
-        await asyncio.wait([self._cleanup], timeout=wait_s)
+        # The hub soon calls stop(), which waits for the rest of it. Waiting longer here would
+        # take the reason from the user: the hub's own time limit has no words.
+        limit_s = _HUB_WAITS_AFTER_CANCEL_S if cancelled else _BEFORE_THE_HUB_S
+        await asyncio.wait([self._cleanup], timeout=limit_s / 2)
 
     async def _clean_up(self, reason: str) -> None:
         try:
@@ -443,7 +455,9 @@ class GpuSpawner(Spawner):
     async def stop(self, now: bool = False) -> None:
         """Commit the stop at the service, stop the server, wait for its end."""
         if self._cleanup is not None:
+            # The start failed, and this ends what it leased; the reconciler sees to the rest.
             await asyncio.wait([self._cleanup])
+            return
         if self.lease_id is None:
             lease = await self._current_lease()
             self.lease_id = lease.lease_id if lease else None
@@ -544,8 +558,9 @@ class GpuSpawner(Spawner):
         except EngineUnavailable:
             self.lease_id = lease.lease_id
             return None
-        if report is None and lease.state is LeaseState.GRANTED:
-            # The start that asked for it died with the hub: nobody will use it.
+        unstarted = report is None or report.state is ServerState.CREATED
+        if unstarted and lease.state is LeaseState.GRANTED:
+            # The start that asked for it died with the hub: nobody will finish it.
             await self._end(lease.lease_id, "the hub restarted during the start", grace_s=0.0)
             return 0
         self.lease_id, self.slice_name = lease.lease_id, lease.slice
