@@ -230,6 +230,11 @@ class DockerPlatform(Platform):
     def _behave(self, user: str, wanted: dict[str, Any]) -> None:
         (self.state / "behaviour" / home_name(user)).write_text(json.dumps(wanted))
 
+    def spawn_answer(self, user: str, slice_name: str, **options: str) -> requests.Response:
+        """What REST answers to a start."""
+        self.add_user(user)
+        return self.ask_to_spawn(user, {"slice": slice_name, **options})
+
     def stop_server_now(self, user: str) -> None:
         """Stop a server without its grace."""
         lease = self.lease(user)
@@ -267,8 +272,7 @@ class DockerPlatform(Platform):
 
     def refusal(self, user: str, slice_name: str, **options: str) -> str:
         """Ask for a start that must fail; what its user is told, at once or on the spawn page."""
-        self.add_user(user)
-        answer = self.ask_to_spawn(user, {"slice": slice_name, **options})
+        answer = self.spawn_answer(user, slice_name, **options)
         if answer.status_code >= 400:
             return str(answer.json()["message"])
         return self.message(user)
