@@ -203,7 +203,7 @@ def test_whom_a_notebook_reaches(world: Deployment) -> None:
     mine, theirs = world.spawn(ada, "cpu"), world.spawn(bob, "cpu")
     network = network_name(lease_of(mine))
     addresses = {part: world.addresses(part) for part in PARTS}
-    gateway = world.client.networks.get(network).attrs["IPAM"]["Config"][0]["Gateway"]
+    gateway = mine.attrs["NetworkSettings"]["Networks"][network]["Gateway"]
 
     def reach(*targets: str) -> dict[str, str]:
         return dict(world.python(mine, _REACH, *targets))
@@ -228,8 +228,13 @@ def test_whom_a_notebook_reaches(world: Deployment) -> None:
         # The published port is for browsers of this machine.
         f"{gateway}:{world.port}",
     ]  # fmt: skip
-    found = reach(*closed)
-    assert {target for target, how in found.items() if how == "open"} == set()
+
+    # More than once only where others make networks meanwhile: for some milliseconds Docker then
+    # has no rules between networks (docs/administrators/docker.md). What is open stays open.
+    def all_closed() -> bool:
+        return "open" not in reach(*closed).values()
+
+    until("nothing else is open", all_closed, patience_s=60)
     # The addresses are those at which others do find them.
     control = addresses["service"][f"{world.project}_control"]
     assert world.ask_from("hub", _REACH, f"{control}:8085") == {f"{control}:8085": "open"}
@@ -248,6 +253,7 @@ def test_a_hub_that_is_killed_finds_its_servers_again(world: Deployment) -> None
     ada = world.login(world.new_user("ada"))
     container = world.spawn(ada, "quarter")
     lease = world.lease(lease_of(container))
+    assert world.notebook(ada, "api/status").ok
     hub = world.container("hub")
     hub.kill()
     until("the hub has ended", lambda: world.container("hub").status == "exited")

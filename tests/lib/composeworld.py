@@ -39,7 +39,7 @@ T = TypeVar("T")
 _AS_THE_SERVER = """
 import os, sys
 env = dict(e.split("=", 1) for e in open("/proc/1/environ").read().split("\\0") if "=" in e)
-os.execvpe("python", ["python", "-c", sys.argv[1], *sys.argv[2:]], env)
+os.execvpe("python3", ["python3", "-c", sys.argv[1], *sys.argv[2:]], env)
 """
 
 
@@ -226,6 +226,9 @@ class Deployment:
             f"the server of {session.user} is ready",
             lambda: self._ready_or_failed(session.user),
         )
+        # As browsers do, which the hub then lets in.
+        page = self.notebook(session, "lab")
+        assert page.ok, page.url
         return self.container_of(session.user)
 
     def end_all(self, *sessions: Session) -> None:
@@ -255,7 +258,7 @@ class Deployment:
 
     def python(self, container: Container, code: str, *arguments: str) -> Any:
         """What code prints as JSON that runs as the server's own processes do."""
-        found = self.run_in(container, "python", "-c", _AS_THE_SERVER, code, *arguments)
+        found = self.run_in(container, "python3", "-c", _AS_THE_SERVER, code, *arguments)
         return json.loads(found)
 
     # --- the ledger --------------------------------------------------------------------------
