@@ -38,7 +38,15 @@ function store(): Store {
 
 void test('what is no home is recognised', () => {
   assert.ok(isHome(home(1, 2)));
-  for (const wrong of [null, 1, 'x', {}, { source: 'quota' }, []]) {
+  for (const wrong of [
+    null,
+    1,
+    'x',
+    {},
+    { source: 'quota', warn: true },
+    { source: 'quota', used_bytes: 1 },
+    []
+  ]) {
     assert.ok(!isHome(wrong));
   }
 });
@@ -71,6 +79,7 @@ void test('there is a warning when there is something to do, and it says what', 
   );
   const disk = home(998.5 * GIB, 999 * GIB, { source: 'counted', of_disk: true, at_least: true });
   assert.match(said(disk) ?? '', /^The disk .* full \(at least 999 GiB used, 512 MiB free\)\./);
+  assert.match(said(disk) ?? '', /Delete files, or notebooks cannot be saved\.$/);
   // A notification in JupyterLab is cut off after so many characters.
   assert.ok((said(disk) ?? '').length < 140);
   assert.match(advice(disk, trans), /Others use this disk, too: tell an administrator\.$/);
