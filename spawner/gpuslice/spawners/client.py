@@ -78,12 +78,16 @@ class ServiceClient:
         await self._call("POST", f"leases/{lease_id}/stop", json=body)
 
     async def settle(self, lease_id: str, wait_s: float) -> None:
-        """Ask the service to settle a lease now; returns when it has, or after ``wait_s``."""
+        """Ask the service to settle a lease now; returns when it has, or after ``wait_s``.
+
+        Asked once: its silence means that an engine keeps it waiting, as it would again.
+        """
         await self._call(
             "POST",
             f"leases/{lease_id}/settle",
             params={"wait_s": f"{wait_s:g}"},
             extra_s=wait_s,
+            tries=1,
         )
 
     async def choices(self, user: str, groups: list[str]) -> Choices:
@@ -134,13 +138,15 @@ class ServiceClient:
         json: Wire | None = None,
         params: dict[str, str] | None = None,
         extra_s: float = 0.0,
+        tries: int | None = None,
     ) -> Any:
         """One call. All of ours may be repeated; only silence and 5xx without words are."""
-        for attempt in range(1, self._tries + 1):
+        tries = tries or self._tries
+        for attempt in range(1, tries + 1):
             try:
                 return await self._once(method, path, json, params, extra_s)
             except ServiceUnavailable:
-                if attempt == self._tries:
+                if attempt == tries:
                     raise
             await asyncio.sleep(self._pause_s * attempt)
         raise AssertionError("unreachable")
