@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import docker
 import requests
 from docker.models.containers import Container
-from hubworld import DockerPlatform, until
 
+from dockerworld import containers_of
 from engineproxy import ENGINE, Fault
 from gpuslice.containers import LABEL_LEASE, LABEL_NODE
 from gpuslice.node.docker.reports import parse_time
 from gpuslice.units import HOUR_US
+from hubworld import DockerPlatform, until
 
 _SERVICE = Path(__file__).parents[1] / "docker" / "crashing_service.py"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -93,6 +97,30 @@ class FaultWorld(DockerPlatform):
             return found
         return None
 
+    def grants(self) -> bool:
+        """Whether the service would grant something to somebody, as far as the node goes."""
+        return (self.health() or {}).get("status") == "ok"
+
+    def refuses(self) -> bool:
+        """Whether the service is there, and grants nobody anything."""
+        return (self.health() or {}).get("status") == "degraded"
+
+    def node_errors(self) -> float:
+        """How often the service has asked the node in vain."""
+        answer = requests.get(
+            f"{self.url}/services/gpuslice/metrics",
+            headers={"Authorization": f"token {self.token}"}, timeout=30,
+        )  # fmt: skip
+        found = re.search(r'^gpuslice_error_raise_total\{what="node"\} (\S+)$', answer.text, re.M)
+        assert found, answer.text
+        return float(found[1])
+
+    def looks_again(self) -> None:
+        """Returns when node and service have looked at the engine some times more."""
+        before = self.engine.count("GET", r"^/containers/json")
+        until("it is looked at", lambda: (
+            self.engine.count("GET", r"^/containers/json") > before + 6))  # fmt: skip
+
     def power_cut(self) -> None:
         """Everything is killed at once: parts, and containers without a word to anybody."""
         for process in self._processes.values():
@@ -136,9 +164,7 @@ class FaultWorld(DockerPlatform):
     def in_background(self, user: str, slice_name: str = "whole") -> None:
         """Ask for a start without waiting for what becomes of it."""
         self.add_user(user)
-        threading.Thread(
-            target=self.quietly, args=("POST", user, slice_name), daemon=True
-        ).start()
+        threading.Thread(target=self.quietly, args=("POST", user, slice_name), daemon=True).start()
 
     def in_background_stop(self, user: str) -> None:
         """Ask for a stop without waiting for it."""
@@ -173,6 +199,17 @@ class FaultWorld(DockerPlatform):
         assert set(answers) == {"200 {}"}
 
     # --- the engine ---------------------------------------------------------------------------
+
+    def containers(self) -> list[Container]:
+        """All of this platform's, and what says that it is."""
+        return containers_of(self.client, self.node_id)
+
+    def died_us(self, lease_id: str) -> int:
+        """When the engine told everybody that a lease's container had ended; 0: it has not yet."""
+        filters = {"type": "container", "event": "die", "label": f"{LABEL_LEASE}={lease_id}"}
+        events = self.client.events(since=0, until=int(time.time()) + 1, filters=filters)
+        told = [json.loads(line) for line in b"".join(events).splitlines()]
+        return int(told[-1]["timeNano"]) // 1000 if told else 0
 
     def by_hand(self, lease_id: str, *command: str) -> Container:
         """A container that root makes, which says that it is this lease's."""
@@ -232,10 +269,12 @@ class FaultWorld(DockerPlatform):
             return found
         assert found[0].from_us == lease["started_us"]
         assert found[-1].til_us == lease["finished_us"]
-        for one, following in zip(found, found[1:], strict=False):
+        for one, following in pairwise(found):
             assert one.til_us == following.from_us
-        exact = sum((one.til_us - one.from_us) * one.rate_u for one in found)
-        assert sum(one.amount_u for one in found) == exact // HOUR_US
+        for rate_u, group in groupby(found, lambda one: one.rate_u):
+            run = list(group)
+            ran_us = run[-1].til_us - run[0].from_us
+            assert sum(one.amount_u for one in run) == rate_u * ran_us // HOUR_US
         assert all(one.paid_u == one.amount_u for one in found)
         asked = lease["stop_requested_us"]
         for one in found:
