@@ -220,6 +220,20 @@ def test_a_driver_that_was_updated_under_its_programs(fake: FakeHost) -> None:
     assert levels(found)["toolkit.version"] == "problem"
 
 
+def test_in_a_container_the_host_s_nvidia_smi_is_asked(
+    fake: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.program("chroot", 'echo "$@" >>$0.asked; shift; shift; ' + SMI.format(
+        gpu=good.GPU, other=good.MIG_GPU, instance=good.INSTANCE
+    ))  # fmt: skip
+    monkeypatch.setattr("gpuslice.cli.doctor.machine.shutil.which", lambda _: None)
+    assert [gpu.uuid for gpu in gpus.look(fake.machine()).gpus] == [good.GPU, good.MIG_GPU]
+    asked = (fake.programs / "chroot.asked").read_text().splitlines()
+    assert {line.split()[0] for line in asked} == {str(fake.root)}
+    # On the host itself there is no other.
+    assert gpus.look(fake.machine("local")).gpus == ()
+
+
 def test_a_program_that_hangs_is_left() -> None:
     answer = run_program(["sleep", "60"], limit_s=0.05)
     assert (answer.worked, answer.err) == (False, "sleep did not answer in 0.05 s")

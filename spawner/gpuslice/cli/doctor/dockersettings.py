@@ -87,7 +87,7 @@ def look(machine: Machine) -> SettingsFacts:
         host_dir=machine.place(settings.host_dir),
         cdi_dir=machine.place(settings.cdi_dir),
         gates=gates,
-        in_pool=_in_pool(settings, networks),
+        in_pool=_in_pool(machine, networks),
     )
 
 
@@ -108,12 +108,12 @@ async def _ask(
     return tuple(images), tuple(gates), await api.networks()
 
 
-def _in_pool(settings: DockerSettings, networks: Sequence[Json]) -> tuple[str, ...] | None:
+def _in_pool(machine: Machine, networks: Sequence[Json]) -> tuple[str, ...] | None:
     try:
-        routes = host_networks(Path(settings.host_root))
+        routes = host_networks(Path(machine.root))
     except Refused:
         return None
-    return overlaps(IPv4Network(settings.network_pool), networks, routes)
+    return overlaps(IPv4Network(machine.settings.docker.network_pool), networks, routes)
 
 
 def overlaps(

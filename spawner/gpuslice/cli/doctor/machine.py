@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -127,16 +128,20 @@ class Machine:
     @cached_property
     def nvidia_smi(self) -> Answer:
         """GPUs as the driver's own program lists them, one line each."""
-        return run_program([
-            "nvidia-smi",
+        return self._ask_nvidia_smi(
             "--query-gpu=index,uuid,name,driver_version,mig.mode.current,mig.mode.pending",
             "--format=csv,noheader",
-        ])  # fmt: skip
+        )
 
     @cached_property
     def nvidia_smi_list(self) -> Answer:
         """GPUs with their MIG instances."""
-        return run_program(["nvidia-smi", "-L"])
+        return self._ask_nvidia_smi("-L")
+
+    def _ask_nvidia_smi(self, *words: str) -> Answer:
+        # It comes with the driver, which a container of ours does not have: the host's is asked.
+        there = self.root == "/" or shutil.which("nvidia-smi") is not None
+        return run_program([*(() if there else ("chroot", self.root)), "nvidia-smi", *words])
 
     @cached_property
     def simulated(self) -> bool:
