@@ -577,6 +577,11 @@ def test_only_some_groups(fake: FakeHost) -> None:
     assert {finding.group for finding in found.values()} == {"settings", "host"}
 
 
+def test_the_local_engine_needs_no_docker(fake: FakeHost) -> None:
+    groups = {finding.group for finding in fake.findings(engine="local", gpu=True).values()}
+    assert groups == {"settings", "gpus", "files", "database", "wiring", "host"}
+
+
 def test_a_group_that_does_not_exist_is_named(fake: FakeHost) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gpuslice", "doctor", "--only", "hots"],
