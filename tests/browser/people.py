@@ -6,16 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from platform_world import Platform, until
+from platform_world import until
 from playwright.sync_api import Browser, Locator, Page, Response, WebSocket
 from playwright.sync_api import Error as PlaywrightError
 
 from gpuslice.cli.secrets import read_secret
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
-PATIENCE_MS = 90_000
+PATIENCE_MS = 180_000
 T = TypeVar("T")
 #: JupyterLab loads its themes; the other pages have no such mark.
 LAB_FOLLOWS = "light => [undefined, String(light)].includes(document.body.dataset.jpThemeLight)"
@@ -23,11 +23,25 @@ WIDE, NARROW = (1280, 900), (420, 900)
 SERVICE = "/services/gpuslice/"
 
 
-class Person:
-    """Somebody with a browser of their own."""
+class Place(Protocol):
+    """A platform as people know it."""
 
-    def __init__(self, platform: Platform, chromium: Browser, name: str) -> None:
-        self.platform, self.name = platform, name
+    url: str
+    #: Where it keeps its files, ``secrets/`` among them.
+    state: Path
+
+
+class Person:
+    """Somebody with a browser of their own.
+
+    Args:
+        password: Default: the demo's or the administrator's, from the platform's own file.
+    """
+
+    def __init__(
+        self, platform: Place, chromium: Browser, name: str, password: str | None = None
+    ) -> None:
+        self.platform, self.name, self._password = platform, name, password
         self.console: list[str] = []
         self._context = chromium.new_context(
             base_url=platform.url,
@@ -106,7 +120,7 @@ class Person:
         secret = "admin_password" if self.name == "admin" else "demo_password"
         self.page.goto("/hub/login?next=/hub/home")
         self.page.get_by_label("Username").fill(self.name)
-        password = read_secret(self.platform.state / "secrets", secret)
+        password = self._password or read_secret(self.platform.state / "secrets", secret)
         self.page.get_by_label("Password").fill(password)
         self.page.get_by_role("button", name="Sign in").click()
         self.page.wait_for_url("**/hub/home")

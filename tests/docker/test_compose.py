@@ -9,13 +9,12 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import docker
 import pytest
 
-from composeworld import PARTS, Deployment, addresses_of, lease_of, until
+from composeworld import PARTS, Deployment, addresses_of, lease_of, micros, until
 from dockerworld import cdi_file
 from gpuslice.containers import LABEL_SLICE, network_name
 from gpuslice.fleet import slice_types
@@ -35,13 +34,6 @@ def world(client: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory)
         yield deployment
     finally:
         deployment.remove()
-
-
-def micros(stamp: str) -> int:
-    """The engine's time in whole microseconds, as bills have it."""
-    whole, _, fraction = stamp.rstrip("Z").partition(".")
-    seconds = datetime.fromisoformat(f"{whole}+00:00").timestamp()
-    return int(seconds) * 1_000_000 + int(fraction[:6].ljust(6, "0"))
 
 
 # --- what each part has -----------------------------------------------------------------------

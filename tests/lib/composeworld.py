@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -276,6 +277,17 @@ class Deployment:
         lease: dict[str, Any] = json.loads(found)
         return lease
 
+    def bill(self, lease_id: str) -> dict[str, Any]:
+        """A lease's bill, as an administrator reads it."""
+        self.rest("GET", "user")  # has a token from here on
+        answer = requests.get(
+            f"{self.url}/services/gpuslice/api/leases/{lease_id}/bill", timeout=60,
+            headers={"Authorization": f"token {self._token}"},
+        )  # fmt: skip
+        assert answer.ok, answer.text
+        bill: dict[str, Any] = answer.json()
+        return bill
+
     def logs(self) -> str:
         """The ends of the parts' logs, for a failed test."""
         tails = [
@@ -303,6 +315,13 @@ def addresses_of(container: Container) -> dict[str, str]:
     """Its address in each of its networks."""
     found = container.attrs["NetworkSettings"]["Networks"]
     return {name: network["IPAddress"] for name, network in found.items()}
+
+
+def micros(stamp: str) -> int:
+    """The engine's time in whole microseconds, as bills have it."""
+    whole, _, fraction = stamp.rstrip("Z").partition(".")
+    seconds = datetime.fromisoformat(f"{whole}+00:00").timestamp()
+    return int(seconds) * 1_000_000 + int(fraction[:6].ljust(6, "0"))
 
 
 def _free_port() -> int:
