@@ -6,6 +6,7 @@ end the bills are compared with what the engine says of the two containers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -206,7 +207,7 @@ def assert_billed_as_the_engine_says(
         micros(state["StartedAt"]),
         micros(state["FinishedAt"]),
     ]
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         assert line["til_us"] == following["from_us"]
     # What comes after the stop was asked for is the platform's to pay.
     assert {line["payer"] for line in lines} == {"user", "writeoff"}
