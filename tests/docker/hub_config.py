@@ -86,5 +86,6 @@ c.JupyterHub.last_activity_interval = 2
 c.Spawner.http_timeout = 30
 c.GpuSpawner.patience_s = 60
 # A start that does not get ready is answered early, so that it can be cancelled.
-c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 2}
+slow_spawn_timeout = int(os.environ.get("TEST_SLOW_SPAWN_S", "2"))
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": slow_spawn_timeout}
 gpuslice.configure(c)
