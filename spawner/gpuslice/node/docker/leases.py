@@ -99,14 +99,18 @@ class DockerLeases:
         )
 
     async def _look(self) -> _Look:
-        """The disk first, then the engine: a container that is new since has its folder by then."""
+        """The disk first, then the engine: whatever is in there then has a folder by now."""
         book = self._book
         entries = {entry.lease_id: entry for entry in await asyncio.to_thread(book.entries)}
         asked = book.clock()
         found = await book.view.look()
         seen = book.clock()
         groups = by_lease(found)
-        for lease_id in groups.keys() - entries.keys():
+        for lease_id, group in groups.items():
+            known = entries.get(lease_id)
+            if known is not None and any(map(known.owns, group)):
+                continue
+            # Perhaps it was made since the disk was read.
             if (entry := await book.read(lease_id)) is not None:
                 entries[lease_id] = entry
         own: list[tuple[Entry, Container | None]] = []
@@ -120,8 +124,8 @@ class DockerLeases:
             # One of several is told of: one that runs, if any does.
             shown = max(unknown, key=lambda one: one.runs)
             servers.append(foreign_report(shown, lease_id, seen))
-        known = {container.id for _, container in own if container is not None}
-        self._tell_strangers([one for one in found if one.id not in known])
+        ours = {container.id for _, container in own if container is not None}
+        self._tell_strangers([one for one in found if one.id not in ours])
         self._servers.update([one for pair in own if (one := _with_device(*pair)) is not None])
         return _Look(asked, seen, found, own, servers)
 
