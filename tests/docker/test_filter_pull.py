@@ -308,7 +308,7 @@ def test_an_answer_that_breaks_off_is_told_by_its_last_line(
                 pull.piece(b'{"status": "sec')
                 pull.end()
             case "endless line":
-                for _ in range(64):
+                for _ in range(256):
                     pull.piece(b"x" * 65536)
 
     engine.answer = answer
@@ -317,6 +317,9 @@ def test_an_answer_that_breaks_off_is_told_by_its_last_line(
     assert others == []
     assert last["error"].startswith("the engine's answer broke off")
     assert last["errorDetail"] == {"message": last["error"]}
+    assert engine.ended.wait(_LIMIT_S)
+    # What has no end is not kept until it comes.
+    assert engine.pulls[0].sent < 8 << 20
 
 
 def test_many_pulls_hold_up_nobody(filtered: Filtered, engine: Engine) -> None:
