@@ -141,7 +141,8 @@ def work_and_end(
         told = {lease["lease_id"] for lease in samples[who.name].leases}
         assert told <= {leases[who.name]["lease_id"]}
         assert "SIMULATED" in who.status.inner_text()
-    ada.picture("docker-lab")
+    ARTIFACTS.mkdir(exist_ok=True)
+    ada.page.screenshot(path=ARTIFACTS / "docker-lab.png")
 
     # Nobody gets in at the other's.
     answer = bob.page.request.get(f"/user/{ada.name}/api/contents/{NOTEBOOK}")
