@@ -779,6 +779,18 @@ def refused(said: str) -> Any:
         ),
         (
             "devices",
+            good.trial(devices=(good.attempt(good.GPU, error="x failed with CUDA error 2"),)),
+            "unknown",
+            "in use",
+        ),
+        (
+            "devices",
+            good.trial(devices=(good.attempt(good.GPU, error="x failed with CUDA error 209"),)),
+            "problem",
+            "209",
+        ),
+        (
+            "devices",
             good.trial(devices=(good.attempt(good.GPU, uuids=(MINE, "ff")),)),
             "problem",
             "ff",

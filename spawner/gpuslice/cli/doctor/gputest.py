@@ -33,6 +33,8 @@ LABEL = "gpuslice.doctor"
 #: A first CUDA context on a machine without persistence daemon takes many seconds.
 CONTAINER_LIMIT_S = 120.0
 _POLL_S = 0.2
+#: CUDA's codes for no memory left, and for a device that one process has for itself.
+_IN_USE = ("CUDA error 2", "CUDA error 46")
 _GENERATE = "Run: nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml."
 
 
@@ -232,6 +234,11 @@ def _device(attempt: Attempt) -> Verdict:
     if attempt.refused is not None:
         return _refused(attempt.given, attempt.refused)
     wanted = attempt.given.partition("-")[2].replace("-", "").lower()
+    if attempt.error is not None and attempt.error.endswith(_IN_USE):
+        return unknown(
+            f"{attempt.given} is in use, so nothing could be tried on it: {attempt.error}.",
+            "Try again when it is free (gpuslice devices shows who has what).",
+        )
     if attempt.error is not None:
         return problem(
             f"{attempt.given} does not work in a container: {attempt.error}.",
