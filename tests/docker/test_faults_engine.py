@@ -42,7 +42,7 @@ def tidied(world: FaultWorld) -> Iterator[FaultWorld]:
 # --- the engine's own process -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.long)])
 def test_8_the_engine_is_restarted_without_live_restore(tmp_path: Path, how: str) -> None:
     with own_engine(tmp_path / "engine") as engine:
         client = engine.client()

@@ -298,10 +298,13 @@ class FaultWorld(DockerPlatform):
         question = "SELECT id FROM lease WHERE user_name = ? ORDER BY granted_us"
         return [row[0] for row in self.rows(question, user)]
 
-    def told(self, lease_id: str) -> list[str]:
-        """What the lease's user was told of it."""
-        question = "SELECT message FROM notice WHERE lease_id = ?"
-        return [row[0] for row in self.rows(question, lease_id)]
+    def told(self, user: str) -> list[str]:
+        """What a user who looks at the service's pages is told of servers that have ended."""
+        browser = self.login(user)
+        assert browser.get("/services/gpuslice/").ok
+        answer = browser.get("/services/gpuslice/api/me/notices?since=0")
+        assert answer.ok, answer.text
+        return [one["message"] for one in answer.json()]
 
     # --- afterwards ---------------------------------------------------------------------------
 
