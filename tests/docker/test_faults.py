@@ -203,8 +203,8 @@ def test_7_a_server_is_killed_by_root(world: FaultWorld) -> None:
     ended = world.settled_exactly(lease_id, held)
     assert ended["exit_code"] == 137
     assert "killed by signal 9" in ended["end_reason"]
-    assert any("killed by signal 9" in text for text in world.told("gina"))
     world.no_server("gina")
+    assert any("killed by signal 9" in text for text in world.told("gina"))
 
 
 def test_7_a_server_needs_more_memory_than_it_has(world: FaultWorld) -> None:
@@ -218,8 +218,8 @@ def test_7_a_server_needs_more_memory_than_it_has(world: FaultWorld) -> None:
     assert ended["exit_code"] == 137
     assert ended["end_reason"].startswith("oom: ")
     assert "32 MiB" in ended["end_reason"]
-    assert any("oom: " in text and "32 MiB" in text for text in world.told("hugo"))
     world.no_server("hugo")
+    assert any("oom: " in text and "32 MiB" in text for text in world.told("hugo"))
 
 
 # --- starts that never get anywhere -----------------------------------------------------------
