@@ -26,13 +26,13 @@ from gpuslice.cli.state import Running, State
 from gpuslice.cli.trouble import Trouble
 from gpuslice.settings import load_settings
 from gpuslice.spawners import LocalGpuSpawner, builders
-from gpuslice.spawners.base import _as_refusal
 from gpuslice.spawners.configure import ConfigureError, configure
 from gpuslice.spawners.errors import EngineUnavailable, ServiceUnavailable
 from gpuslice.spawners.form import options_form, unavailable_form
 from gpuslice.spawners.options import Choice, choice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
 from gpuslice.spawners.refusal import SpawnRefused
+from gpuslice.spawners.words import as_refusal
 from gpuslice.wire import (
     Choices,
     Enforcement,
@@ -232,11 +232,11 @@ def test_a_refusal_says_everything_once_and_escapes() -> None:
 
 def test_silence_is_a_refusal_with_503() -> None:
     for error in (ServiceUnavailable("x"), EngineUnavailable("x")):
-        refused = _as_refusal(error)
+        refused = as_refusal(error)
         assert refused is not None
         assert refused.status_code == 503
         assert "x" not in refused.jupyterhub_message.split()
-    assert _as_refusal(asyncio.CancelledError()) is None
+    assert as_refusal(asyncio.CancelledError()) is None
 
 
 def choices(*offers: Offer, **more: Any) -> Choices:

@@ -17,11 +17,11 @@ from jupyterhub.objects import Hub, Server
 
 from enginestub import EngineStub, engine_stub
 from gpuslice.spawners import builders, pulls
-from gpuslice.spawners.base import _as_refusal
 from gpuslice.spawners.docker import GpuDockerSpawner
 from gpuslice.spawners.errors import EngineFailed, EngineRefused, EngineUnavailable
 from gpuslice.spawners.misplaced import MISPLACED, misplaced_values
 from gpuslice.spawners.refusal import SpawnRefused
+from gpuslice.spawners.words import as_refusal
 from gpuslice.wire import Enforcement, LeaseGrant, LeaseState, SliceKind
 
 LEASE = "0123456789abcdef" * 2
@@ -205,7 +205,7 @@ def test_a_silent_node_is_given_up(stub: EngineStub) -> None:
     with pytest.raises(EngineUnavailable) as caught:
         asyncio.run(prepared(spawner(stub, engine_timeout_s=0.3)))
     held.set()
-    told = _as_refusal(caught.value)
+    told = as_refusal(caught.value)
     assert told is not None
     assert (told.reason, told.status_code) == ("runtime-unavailable", 503)
 
@@ -241,7 +241,7 @@ def test_what_the_node_says_about_a_start_reaches_its_user(
 
     with pytest.raises(kind) as caught:
         asyncio.run(scene())
-    told = _as_refusal(caught.value)
+    told = as_refusal(caught.value)
     assert told is not None
     assert told.status_code == 503
     if shown is None:

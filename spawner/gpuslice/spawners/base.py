@@ -25,7 +25,6 @@ from gpuslice.spawners import hubview
 from gpuslice.spawners.builders import SERVER_TOKEN_SCOPES, grant_text
 from gpuslice.spawners.client import ServiceClient
 from gpuslice.spawners.errors import (
-    EngineFailed,
     EngineRefused,
     EngineUnavailable,
     ServiceRefused,
@@ -35,6 +34,7 @@ from gpuslice.spawners.form import options_form, unavailable_form
 from gpuslice.spawners.options import choice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
 from gpuslice.spawners.refusal import SpawnRefused
+from gpuslice.spawners.words import SERVICE_SILENT, as_refusal, error_words, exited_text
 from gpuslice.wire import LeaseGrant, LeaseRequest, LeaseState, LeaseView, ServerReport, ServerState
 
 #: The lease is over: no server can run in it any more.
@@ -258,7 +258,7 @@ class GpuSpawner(Spawner):
             await self.engine_prepare()
         except BaseException as error:
             self._board.close()
-            refused = _as_refusal(error)
+            refused = as_refusal(error)
             if refused is None:
                 raise
             raise refused from error
@@ -291,7 +291,7 @@ class GpuSpawner(Spawner):
         except BaseException as error:
             # BaseException: the Stop button and the start timeout arrive as CancelledError.
             await self._give_back(error)
-            refused = _as_refusal(error)
+            refused = as_refusal(error)
             if refused is None:
                 raise
             raise refused from error
@@ -403,15 +403,7 @@ class GpuSpawner(Spawner):
 
     async def _exited(self, report: ServerReport) -> SpawnRefused:
         """Why a server ended before it was ready, in words for its user."""
-        if report.started_us is None:
-            text = "The server was not started"
-        elif report.oom:
-            text = "The server ran out of memory while starting"
-        else:
-            text = f"The server ended while starting, with exit code {report.exit_code}"
-        if report.message:
-            text += f": {report.message.removeprefix('oom: ')}"
-        text += await self._last_words(report.lease_id)
+        text = exited_text(report) + await self._last_words(report.lease_id)
         return SpawnRefused(text, reason="server-exited", status_code=500)
 
     async def _last_words(self, lease_id: str) -> str:
@@ -425,7 +417,9 @@ class GpuSpawner(Spawner):
         if not self._lease_asked:
             return
         cancelled = isinstance(error, asyncio.CancelledError)
-        reason = "start cancelled or timed out" if cancelled else f"start failed: {_words(error)}"
+        reason = (
+            "start cancelled or timed out" if cancelled else f"start failed: {error_words(error)}"
+        )
         # A task of its own: cancelling the start again does not cancel this.
         self._cleanup = asyncio.create_task(self._clean_up(reason[:500]))
         # The hub soon calls stop(), which waits for the rest of it. Waiting longer here would
@@ -624,7 +618,7 @@ class GpuSpawner(Spawner):
         try:
             lease = await self.service().current(self.user.name, old_name)
         except (ServiceUnavailable, ServiceRefused) as error:
-            raise HTTPError(503, f"Not renamed: {_SERVICE_SILENT}") from error
+            raise HTTPError(503, f"Not renamed: {SERVICE_SILENT}") from error
         if lease is not None:
             raise HTTPError(409, "Not renamed: the server's lease is still being settled")
         await super().rename(old_name, new_name)
@@ -641,43 +635,6 @@ class GpuSpawner(Spawner):
         return ServiceClient(
             self.service_url, Path(self.broker_token_file), timeout_s=self.service_timeout_s
         )
-
-
-_SERVICE_SILENT = "the service that leases GPU slices does not answer"
-_NODE_SILENT = "the node that runs servers does not answer"
-
-
-def _as_refusal(error: BaseException) -> SpawnRefused | None:
-    """An expected failure in words for its user; None for everything else."""
-    match error:
-        case SpawnRefused():
-            return None
-        case ServiceRefused():
-            return SpawnRefused.from_refusal(error.status, error.refusal)
-        case ServiceUnavailable():
-            message = f"No server was started: {_SERVICE_SILENT}"
-            return SpawnRefused(
-                message, reason="service-unavailable", status_code=503, retry_after_s=30
-            )
-        case EngineUnavailable():
-            said = str(error) if isinstance(error, EngineFailed) else _NODE_SILENT
-            message = f"No server was started: {said}"
-            return SpawnRefused(
-                message, reason="runtime-unavailable", status_code=503, retry_after_s=30
-            )
-        case EngineRefused():
-            return SpawnRefused(
-                f"The node did not start the server: {error}",
-                reason="start-refused",
-                status_code=503,
-            )
-    return None
-
-
-def _words(error: BaseException) -> str:
-    """An error for the record; the ``str`` of the hub's exceptions is for programs."""
-    said = error.jupyterhub_message if isinstance(error, SpawnRefused) else str(error)
-    return said or type(error).__name__
 
 
 def _exit_status(report: ServerReport) -> int | None:
