@@ -22,7 +22,14 @@ from gpuslice.spawners.errors import EngineFailed, EngineRefused, EngineUnavaila
 from gpuslice.spawners.misplaced import MISPLACED, misplaced_values
 from gpuslice.spawners.refusal import SpawnRefused
 from gpuslice.spawners.words import as_refusal
-from gpuslice.wire import Enforcement, LeaseGrant, LeaseState, SliceKind
+from gpuslice.wire import (
+    Enforcement,
+    LeaseGrant,
+    LeaseState,
+    ServerReport,
+    ServerState,
+    SliceKind,
+)
 
 LEASE = "0123456789abcdef" * 2
 IMAGES = {"test/one:1": "The first", "test/two:2": "The second"}
@@ -249,6 +256,32 @@ def test_what_the_node_says_about_a_start_reaches_its_user(
         assert "/some/socket" not in told.jupyterhub_message
     else:
         assert shown in told.jupyterhub_message
+
+
+def test_of_a_server_that_ends_at_once_its_end_is_told_not_that_its_lease_is_over(
+    stub: EngineStub,
+) -> None:
+    stub.answer("POST", r"/start$", 409, {"message": "This lease is settled."})
+    ended = ServerReport(
+        lease_id=LEASE, state=ServerState.EXITED, user="ann", server="", boot_id="b",
+        started_us=1, finished_us=2, exit_code=3, message="oom: more than its 4 GiB",
+    )  # fmt: skip
+    one = spawner(stub)
+
+    async def scene(report: ServerReport) -> None:
+        stub.answer("GET", rf"^/servers/{LEASE}$", 200, report.model_dump(mode="json"))
+        stub.answer("GET", rf"^/servers/{LEASE}/log", 200, "no space in my home")
+        await prepared(one)
+        await one._start_server(grant())
+
+    told = refused(scene(ended)).jupyterhub_message
+    assert "with exit code 3: more than its 4 GiB. It wrote last: " in told
+    assert "no space in my home" in told
+    assert "This lease is settled" not in told
+    told = refused(scene(ended.model_copy(update={"oom": True}))).jupyterhub_message
+    assert "ran out of memory while starting: more than its 4 GiB" in told
+    with pytest.raises(EngineRefused, match="This lease is settled"):
+        asyncio.run(scene(ended.model_copy(update={"state": ServerState.CREATED})))
 
 
 def test_a_node_that_is_away_is_no_missing_image(tmp_path: Path) -> None:
