@@ -237,7 +237,7 @@ def _device(attempt: Attempt) -> Verdict:
     if attempt.error is not None and attempt.error.endswith(_IN_USE):
         return unknown(
             f"{attempt.given} is in use, so nothing could be tried on it: {attempt.error}.",
-            "Try again when it is free (gpuslice devices shows who has what).",
+            "Try again when it is free; GPU admin shows who has it.",
         )
     if attempt.error is not None:
         return problem(
