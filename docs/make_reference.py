@@ -14,8 +14,8 @@ unknown key, a bad price or a slice that fits on no device stops the start and s
 that is left out has the default below. `hub_config/local/gpuslice.toml` is a file to copy.
 
 The environment wins over the file: `GPUSLICE__NODE__ID=gpu2` is `id` of `[node]`. Values are
-written as in the file, and a text may go without its quotes. The compose deployment uses it for what
-its `.env` decides.
+written as in the file, and a text may go without its quotes. The compose deployment uses it for
+what its `.env` decides.
 
 Sizes are stored in bytes, shares and cores in thousandths, prices in millionths; write them as the
 examples do.
