@@ -138,7 +138,9 @@ CALLS = [
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "trouble"), CALLS, ids=[f"{path[15:]} {how}" for _, path, how in CALLS]
+    ("method", "path", "trouble"),
+    CALLS,
+    ids=[f"{path.rpartition('/')[2]} {trouble}" for _, path, trouble in CALLS],
 )
 def test_9_an_engine_that_fails_in_one_call(
     tidied: FaultWorld, method: str, path: str, trouble: str
