@@ -55,7 +55,7 @@ images: ## build the container images (IMAGES='hub node', VARIANT=cuda, TAG, CA,
 		$(if $(BUILD_FLAGS),--flags $(BUILD_FLAGS))
 
 base-image: ## make debian:bookworm-slim with debootstrap, where no registry has it (MIRROR)
-	@python3 tools/baseimage.py $(if $(MIRROR),"$(MIRROR)")
+	@python3 -B tools/baseimage.py $(if $(MIRROR),"$(MIRROR)")
 
 bench: ## how long a server takes to start, beside DockerSpawner (BENCH_ARGS='--pairs 5')
 	@$(SETUP) test

@@ -10,7 +10,7 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from imageworld import Images, images, inside, until_healthy
+from imageworld import Images, images, inside, until, until_healthy
 
 pytestmark = pytest.mark.docker
 
@@ -71,6 +71,11 @@ def test_it_keeps_its_data_over_a_stop_and_in_a_new_container(
     first.restart(timeout=60)
     until_healthy(first)
     assert _ask(first, "SELECT answer FROM kept", "gpuslice") == "42"
+    # A session that goes on keeps nobody waiting.
+    asleep = ["psql", "-U", "gpuslice", "-c", "SELECT pg_sleep(1000)", "gpuslice"]
+    first.exec_run(asleep, environment={"PGPASSWORD": PASSWORD}, detach=True)
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+    until(lambda: _ask(first, sleeping, "gpuslice") == "1", lambda: first.logs().decode())
     first.stop(timeout=60)
     first.reload()
     said = first.logs().decode()
