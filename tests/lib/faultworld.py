@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -244,7 +244,7 @@ class FaultWorld(DockerPlatform):
 
     def rows(self, question: str, *values: object) -> list[Any]:
         path = self.state / "ledger.sqlite"
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30) as connection:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
             return connection.execute(question, values).fetchall()
 
     def segments(self, lease_id: str) -> list[Segment]:
