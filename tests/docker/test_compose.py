@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import docker
@@ -287,17 +288,23 @@ def test_the_end_leaves_nothing_and_the_next_start_finds_what_was_left(
     assert world.url in second.stderr and second.stderr.count("\n") == 1
 
     # Ctrl-C drains, and then nothing is left but volumes.
+    ends = world.ends_of(containers)
     assert world.stop() == 0
+    finished = ends()
     assert "all leases settled" in world.text()
     assert world.left_over() == []
     assert not [lease for lease in leases if cdi_file(lease).exists()]
 
-    # The same again: the accounts are there, the leases are over, billed from the engine's start.
+    # The same again: the accounts are there, the leases are over, and what user and platform pay
+    # together is for the engine's own time.
     world.start()
-    for lease_id, start in zip(leases, started, strict=True):
+    for lease_id, start, end in zip(leases, started, finished, strict=True):
         lease = world.lease(lease_id)
-        assert (lease["state"], lease["started_us"]) == ("ended", micros(start))
-        assert not lease["finished_at_unknown"]
+        assert lease["state"] == "ended" and not lease["finished_at_unknown"]
+        assert (lease["started_us"], lease["finished_us"]) == (micros(start), micros(end))
+        owed = Fraction(lease["rate_u_per_hour"] * (micros(end) - micros(start)), 3_600_000_000)
+        assert abs(lease["cost_u"] + lease["writeoff_u"] - owed) <= 1
+    assert world.lease(leases[0])["cost_u"] > 0
     assert world.verify() == "The ledger is in order.\n"
 
     # A second Ctrl-C ends the parts at once: the notebook goes on, and the next start finds it.

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -261,6 +262,34 @@ class Deployment:
         """What code prints as JSON that runs as the server's own processes do."""
         found = self.run_in(container, "python3", "-c", _AS_THE_SERVER, code, *arguments)
         return json.loads(found)
+
+    def ends_of(self, containers: list[Container]) -> Callable[[], list[str]]:
+        """Watches these containers from now on; called, the engine's FinishedAt of each.
+
+        They are removed soon after their end, so somebody has to look all the time.
+        """
+        seen: dict[str, str] = {}
+
+        def watch(container_id: str) -> None:
+            api = docker.APIClient(base_url="unix:///var/run/docker.sock")
+            with suppress(NotFound):
+                while True:
+                    state = api.inspect_container(container_id)["State"]
+                    if state["Status"] == "exited":
+                        seen[container_id] = state["FinishedAt"]
+                    time.sleep(0.01)
+
+        ids = [str(container.id) for container in containers]
+        threads = [threading.Thread(target=watch, args=(one,), daemon=True) for one in ids]
+        for thread in threads:
+            thread.start()
+
+        def ended() -> list[str]:
+            for thread in threads:
+                thread.join(PATIENCE_S)
+            return [seen[one] for one in ids]
+
+        return ended
 
     # --- the ledger --------------------------------------------------------------------------
 
