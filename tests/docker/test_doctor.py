@@ -28,6 +28,7 @@ from gpuslice.cli.doctor.machine import Machine
 from gpuslice.cli.state import State
 from gpuslice.settings import load_settings
 from hubworld import DockerPlatform
+from pyscript import write_script
 
 pytestmark = pytest.mark.docker
 
@@ -303,7 +304,6 @@ def test_a_platform_that_is_well(client: docker.DockerClient, tiny: str, tmp_pat
 
 #: As NVIDIA's does it in its legacy mode: what the environment asks for is given.
 RUNTIME = """\
-#!{python}
 import json, os, sys
 arguments = sys.argv[1:]
 if "create" in arguments:
@@ -339,8 +339,7 @@ def nvidia_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngin
     folder = tmp_path_factory.mktemp("engine")
     own = OwnEngine(f"{folder}/e.sock", folder / "gives.json")
     runtime, data = folder / "nvidia-container-runtime", folder / "data"
-    runtime.write_text(RUNTIME.format(python=sys.executable, gives=str(own.gives)))
-    runtime.chmod(0o755)
+    write_script(runtime, RUNTIME.format(gives=str(own.gives)))
     (folder / "daemon.json").write_text(json.dumps({"features": {"cdi": True}}))
     log = folder / "dockerd.log"
     with log.open("wb") as stream:

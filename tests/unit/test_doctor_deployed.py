@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from gpuslice.cli.doctor import examine, report
 from gpuslice.cli.doctor.deployed import examine_deployment
 from gpuslice.cli.doctor.findings import Finding, Level, ok, problem
 from gpuslice.cli.state import State
+from pyscript import write_script
 
 DOCKER = """\
-#!{python}
 import json, sys
 from pathlib import Path
 folder = Path({folder!r})
@@ -49,8 +48,7 @@ class Deployed:
         config.write_text('[docker]\nsocket = "/no/such.sock"\n')
         program = folder / "bin" / "docker"
         program.parent.mkdir()
-        program.write_text(DOCKER.format(python=sys.executable, folder=str(folder)))
-        program.chmod(0o755)
+        write_script(program, DOCKER.format(folder=str(folder)))
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
         volumes = [
             {"type": "bind", "target": f"/etc/gpuslice/{name}", "source": str(config)}
