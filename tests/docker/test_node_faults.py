@@ -257,12 +257,11 @@ async def test_the_list_is_right_whatever_becomes_of_the_events(
         await until(followed, "the node asks for events")
         if trouble == "broken off":
             proxy.break_off("^/events")
-        elif trouble == "fails":
-            proxy.answer("GET", "^/events")
+        elif trouble != "none":
+            plant_trouble = proxy.answer if trouble == "fails" else proxy.hang
+            fault = plant_trouble("GET", "^/events")
             proxy.break_off("^/events")
-        elif trouble == "hangs":
-            proxy.hang("GET", "^/events")
-            proxy.break_off("^/events")
+            await asyncio.to_thread(fault.wait_hit)
         piece = await node.prepare()
         lease = piece.lease_id
         container_id = await node.create(piece, "/tiny", "leave", "5")

@@ -493,11 +493,15 @@ async def test_a_server_that_was_not_started_yet_never_will_be(
     assert (await refused(node.leases.start(created.lease_id))).refusal.reason == "no-container"
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["not yet", "already"])
 @asynchronous
-async def test_a_stop_while_it_is_being_started(node: DockerNode, proxy: Any) -> None:
+async def test_a_stop_while_it_is_being_started(
+    node: DockerNode, proxy: Any, *, after: bool
+) -> None:
+    """The engine has started it already, or not yet: it ends, and nobody has to ask again."""
     piece = await node.prepare()
     await node.create(piece)
-    held = proxy.hang("POST", "/start$", after=True)
+    held = proxy.hang("POST", "/start$", after=after)
     starting = asyncio.create_task(node.leases.start(piece.lease_id))
     await asyncio.to_thread(held.wait_hit)
     await node.leases.stop(piece.lease_id, 5)
@@ -561,7 +565,8 @@ async def test_processes_of_a_container_are_its_own_also_those_that_were_put_int
     mine, other = await gpu_server(node, "/tiny", "fork", "3"), await gpu_server(node, server="2")
     cpu = await node.run(server="cpu")
     container_id = containers_by_lease(client, node)[mine.lease_id]
-    execution = client.api.exec_create(container_id, ["/tiny", "fork", "1"])
+    # No child of the server, or of anything in its container.
+    execution = client.api.exec_create(container_id, ["/tiny", "wait"])
     client.api.exec_start(execution["Id"], detach=True)
 
     async def counted() -> bool:

@@ -7,6 +7,7 @@
  *   fork COUNT      has so many children that do nothing, then serves
  *   env             prints its environment, then serves
  *   leave CODE      serves, and ends with this code at SIGTERM
+ *   wait            does nothing; ends with 0 at SIGTERM
  *   hungry MIB      serves; takes so much memory when it is asked for a path that ends in /eat
  *   mute            runs, and never listens
  */
@@ -80,6 +81,9 @@ int main(int count, char **words, char **environment)
     signal(SIGINT, leave);
     if (!strcmp(what, "exit"))
         return (int)number;
+    if (!strcmp(what, "wait"))
+        for (;;)
+            pause();
     if (!strcmp(what, "leave"))
         code = (int)number;
     if (!strcmp(what, "hungry"))

@@ -37,8 +37,10 @@ def tiny_image(client: docker.DockerClient) -> str:
     It stays for the next run, like what a compiler caches: several runs may use it at once.
     """
     source = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
+    old = None
     with suppress(ImageNotFound):
-        if client.images.get(TINY).labels.get(_SOURCE_LABEL) == source:
+        old = client.images.get(TINY)
+        if old.labels.get(_SOURCE_LABEL) == source:
             return TINY
     with TemporaryDirectory() as folder:
         program = Path(folder) / "tiny"
@@ -53,6 +55,10 @@ def tiny_image(client: docker.DockerClient) -> str:
                 archive.addfile(entry)
     changes = ['CMD ["/tiny","serve"]', f"LABEL {_SOURCE_LABEL}={source}"]
     client.api.import_image_from_data(layer.getvalue(), *TINY.split(":"), changes=changes)
+    if old is not None:
+        # In use by another run: then it stays.
+        with suppress(APIError):
+            client.images.remove(old.id)
     return TINY
 
 

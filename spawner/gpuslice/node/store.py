@@ -23,7 +23,7 @@ from gpuslice.node.leasedir import (
 
 #: How long the end of a lease is remembered, so that a delayed ``prepare`` cannot revive it.
 _REMEMBER_S = 7 * 86_400
-#: What an engine writes before it makes anything for a lease: ``local``, ``docker``.
+#: What an engine writes before it can have a server of a lease: ``local``, ``docker``.
 _ASKED = ("spec.json", "life.json")
 
 
@@ -120,7 +120,7 @@ class Store:
 
 
 def was_asked(lease: LeaseDir) -> bool:
-    """A start was asked for, so that something of the lease may be in the engine."""
+    """A server was asked for, so that one may be in the engine."""
     return any((lease.path / name).exists() for name in _ASKED)
 
 

@@ -134,8 +134,6 @@ class Starting:
             image = await self._image(read_wanted(wanted, piece, self._policy).image)
             entry = await book.read(lease_id)
             assert entry is not None
-            # Before anything is made, so that a fence knows that it has to look for it.
-            await book.save(entry, entry.life)
             network = await self._networks.ensure(lease_id)
             home = await self._homes.ensure(piece.user)
             body = container_body(
