@@ -400,8 +400,10 @@ def test_a_start_waits_for_its_image_so_long_and_the_pull_goes_on(stub: EngineSt
         assert told.value.reason == "image-pulling"
         assert "The first" in told.value.jupyterhub_message
         assert told.value.headers["Retry-After"]
-        late = asyncio.create_task(prepared(spawner(stub)))
-        await until(lambda: len(stub.asked("GET", "/images/test/one")) == 2)
+        other = spawner(stub)
+        late = asyncio.create_task(prepared(other))
+        # It waits for the pull, which is not over.
+        await until(lambda: other._board._events)
         stub.answer("GET", r"^/images/test/one", 200, PRESENT)
         pulled.set()
         await late
