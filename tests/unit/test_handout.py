@@ -34,6 +34,8 @@ def texts(folder: Path) -> dict[str, str]:
 
 def test_each_part_gets_its_own_and_nothing_else(tmp_path: Path, parts: Path) -> None:
     os.umask(0)
+    # As the engine makes the root of a volume.
+    (parts / "hub").mkdir(mode=0o755)
     init(tmp_path, parts)
     everything = texts(tmp_path / "all" / "secrets")
     assert {folder.name for folder in parts.iterdir()} == set(HANDED_OUT)
@@ -63,6 +65,8 @@ def test_the_second_time_nothing_changes_and_what_is_lost_comes_back(
     before = {part: texts(parts / part) for part in HANDED_OUT}
     (parts / "hub" / "broker_token").write_text("half")
     (parts / "proxy" / "proxy_token").unlink()
+    # What a crash left half-written.
+    (parts / "node" / ".node_token.new").write_text("half")
     (parts / "hub" / "oidc_secret").write_text("the administrator's")
     init(tmp_path, parts)
     after = {part: texts(parts / part) for part in HANDED_OUT}

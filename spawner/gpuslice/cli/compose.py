@@ -62,11 +62,11 @@ class PartState:
 
 
 class Compose:
-    """One deployment. Every call is one of ``docker``, in a session of its own: a terminal's
-    Ctrl-C is for us alone."""
+    """One deployment. Every call is one of ``docker``, in the deployment's folder as a person calls
+    it there, and in a session of its own: a terminal's Ctrl-C is for us alone."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._file = folder / "compose.yaml"
+        self._folder = folder
         self._environment = {**os.environ, **environment}
 
     def deployment(self) -> Deployment:
@@ -77,7 +77,9 @@ class Compose:
         """
         done = self._run(*self._compose("config", "--format", "json"))
         if done.returncode:
-            raise Trouble(f"{self._file} cannot be used: {last_line(done.stderr)}")
+            raise Trouble(
+                f"The compose files in {self._folder} cannot be used: {last_line(done.stderr)}"
+            )
         return read_deployment(json.loads(done.stdout))
 
     def missing_images(self, images: Sequence[str]) -> list[str]:
@@ -109,7 +111,7 @@ class Compose:
 
     def start(self, output: IO[str]) -> subprocess.Popen[str]:
         """``docker compose up -d``: it ends when what must be ready for the hub is."""
-        return self._begin(self._compose("up", "--detach", "--remove-orphans"), output)
+        return self._begin(self._compose("up", "--detach"), output)
 
     def down(self) -> bool:
         """End the parts and take their containers and networks away; volumes stay."""
@@ -129,7 +131,7 @@ class Compose:
         return self._begin(["docker", "exec", container, *command], subprocess.PIPE)
 
     def _compose(self, *words: str) -> list[str]:
-        return ["docker", "compose", "--file", str(self._file), "--progress", "plain", *words]
+        return ["docker", "compose", "--progress", "plain", *words]
 
     def _run(
         self, *command: str, limit_s: float = _CALL_S, both: bool = False
@@ -140,6 +142,7 @@ class Compose:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if both else subprocess.PIPE,
+                cwd=self._folder,
                 env=self._environment,
                 text=True,
                 errors="replace",
@@ -158,6 +161,7 @@ class Compose:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            cwd=self._folder,
             env=self._environment,
             text=True,
             errors="replace",
