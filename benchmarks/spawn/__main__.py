@@ -54,7 +54,6 @@ def main() -> int:
             run(stack, options.pairs, options.pulls)
         finally:
             signal.alarm(0)  # taking things away has all the time that it needs
-    say(f"Load average at the end: {load()}.")
     return 0
 
 
@@ -85,14 +84,14 @@ def run(stack: ExitStack, pairs: int, pulls: int) -> None:
     rows = [[world.name, f"{one.median:.2f}", one.spread]
             for world, one in zip(worlds, (mine, theirs), strict=True)]  # fmt: skip
     say(table(["time to ready", "median, s", "middle half (all), s"], rows))
-    say(f"Ratio, median of the pairs: {ratio:.2f} (goal: at most {GOAL:.2f})")
+    say(f"Ratio, median of the pairs: {ratio:.2f} (goal: at most {GOAL:.2f}). Load: {load()}.")
 
     say(f"\n{STOPPING} servers that ignore SIGTERM are stopped (grace 10 s), and a user starts one")
     usual = {ours.name: mine.median, stock.name: theirs.median}
     users = [people(f"stubborn{number}") for number in range(STOPPING)]
     ninth = people("zoe")
     outcomes = {world.name: [start_beside_stops(world, users, ninth)] for world in worlds}
-    say(waits(outcomes, usual))
+    say(f"{waits(outcomes, usual)}\nLoad: {load()}.")
 
     say(f"\nAn image is pulled for {PULL_S:.0f} s, and a user starts one that is here")
     outcomes, pair = {}, (people("puller"), people("other"))
@@ -102,7 +101,7 @@ def run(stack: ExitStack, pairs: int, pulls: int) -> None:
             start_beside_pull(world, registry, one.reference, one.layers[-1], pair, PULL_S)
             for one in mine_of_it
         ]
-    say(waits(outcomes, usual))
+    say(f"{waits(outcomes, usual)}\nLoad: {load()}.")
 
 
 class People:
