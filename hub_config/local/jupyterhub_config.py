@@ -45,6 +45,8 @@ c.Authenticator.admin_users = {"admin"}
 
 # --- servers -----------------------------------------------------------------------------------
 c.JupyterHub.allow_named_servers = True
+# Nobody's first sight of a slice is a question about JupyterLab's news.
+c.Spawner.args = ["--LabApp.news_url=None"]
 # Look often whether a server has ended: polling a process costs nothing.
 c.Spawner.poll_interval = 10
 

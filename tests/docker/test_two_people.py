@@ -124,6 +124,11 @@ def work_and_end(
         who.choose(title)
     containers = {}
     for who in (ada, bob):
+        who.page.wait_for_url("**/lab**")
+    for who in (ada, bob):
+        # These browsers are on the engine's own machine: the other's new network has broken off
+        # what they were loading (ERR_NETWORK_CHANGED).
+        who.page.reload()
         who.wait_for_lab()
         containers[who.name] = world.container_of(who.name)
     leases = {name: world.lease(lease_of(one)) for name, one in containers.items()}
