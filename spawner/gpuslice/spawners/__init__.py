@@ -7,10 +7,10 @@ Invariants:
   anything is asked of the node.
 - "I could not ask" is never read as "it is not running".
 
-Not owned here: who may have what (broker, quotas), money (ledger), processes and containers (node).
+Not owned here: who may have what (broker, quotas), money (ledger), processes (node).
 
-``GpuDockerSpawner`` is in :mod:`gpuslice.spawners.docker`, because it needs packages that a hub with
-another engine does not have.
+``GpuDockerSpawner`` is in :mod:`gpuslice.spawners.docker`, because it needs packages that a hub
+with another engine does not have.
 """
 
 from __future__ import annotations
