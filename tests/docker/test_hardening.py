@@ -346,6 +346,7 @@ def test_the_environment(server: Server) -> None:
     lease = server.shown["Config"]["Labels"]["gpuslice.lease"]
     assert {name: env[name] for name in env if name not in ("PATH", "HOSTNAME")} == {
         "JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime",
+        "OMP_NUM_THREADS": "1",
         "JUPYTERHUB_USER": "ada",
         "HOME": "/home/jovyan",
         "GPUSLICE_LEASE": lease,
@@ -450,6 +451,7 @@ def test_neither_image_nor_hub_widens_a_slice(
             assert env.pop("KEPT") == "image"
             assert {name: env[name] for name in env if name not in ("PATH", "HOSTNAME")} == {
                 "JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime",
+                "OMP_NUM_THREADS": "1",
                 "JUPYTERHUB_USER": "ada",
                 "HOME": "/home/jovyan",
                 "GPUSLICE_LEASE": lease,

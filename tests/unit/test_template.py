@@ -77,6 +77,7 @@ def test_the_whole_body() -> None:
         "WorkingDir": "/home/jovyan",
         "Env": [
             "JUPYTER_RUNTIME_DIR=/tmp/jupyter-runtime",
+            "OMP_NUM_THREADS=3",
             "JUPYTERHUB_API_TOKEN=secret",
             "EMPTY=",
             "EQUALS=a=b",
@@ -213,10 +214,13 @@ THE_NODES = [
 
 
 def environment(
-    wanted: dict[str, str], image: list[str], limit: int | None = None
+    wanted: dict[str, str],
+    image: list[str],
+    limit: int | None = None,
+    piece: wire.PrepareSlice = PIECE,
 ) -> tuple[dict[str, str], set[str]]:
     """What the container has of ours, and which variables of the image it has not."""
-    entries = container_environment(wanted, PIECE, image, limit)
+    entries = container_environment(wanted, piece, image, limit)
     names = [entry.partition("=")[0] for entry in entries]
     assert len(set(names)) == len(names)
     return (
@@ -267,6 +271,15 @@ def test_the_home_is_ours_and_the_runtime_folder_may_be_the_hubs() -> None:
     assert ours["JUPYTER_RUNTIME_DIR"] == "/run/j"
     assert ours["GPUSLICE_HOME_LIMIT"] == "17"
     assert environment({}, [])[0]["JUPYTER_RUNTIME_DIR"].startswith("/tmp/")
+
+
+def test_threads_are_those_of_the_slice_unless_the_hub_says_otherwise() -> None:
+    assert environment({}, [])[0]["OMP_NUM_THREADS"] == "3"
+    assert environment({"OMP_NUM_THREADS": "1"}, ["OMP_NUM_THREADS=8"])[0]["OMP_NUM_THREADS"] == "1"
+    whole = PIECE.model_copy(update={"cpu_milli": 4000})
+    assert environment({}, [], piece=whole)[0]["OMP_NUM_THREADS"] == "4"
+    unlimited = PIECE.model_copy(update={"cpu_milli": 0})
+    assert "OMP_NUM_THREADS" not in environment({}, [], piece=unlimited)[0]
 
 
 # --- what docker-py sends -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from gpuslice import containers, wire
@@ -31,6 +32,7 @@ def container_environment(
     """
     env = {
         "JUPYTER_RUNTIME_DIR": _RUNTIME_DIR,
+        **_threads(piece.cpu_milli),
         **{name: value for name, value in wanted.items() if not _dropped(name)},
         "HOME": containers.HOME,
         LEASE_VARIABLE: piece.lease_id,
@@ -51,6 +53,11 @@ def device_environment(piece: wire.PrepareSlice) -> dict[str, str]:
         "NVIDIA_VISIBLE_DEVICES": NO_DEVICES_BY_RUNTIME,
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
     }
+
+
+def _threads(cpu_milli: int) -> dict[str, str]:
+    """Numerical libraries start a thread for each core they see, and they see the machine's."""
+    return {"OMP_NUM_THREADS": str(math.ceil(cpu_milli / 1000))} if cpu_milli else {}
 
 
 def _dropped(name: str) -> bool:
