@@ -191,7 +191,11 @@ def assert_ran(world: Deployment, who: Person, container: Container) -> None:
     def saved() -> list[dict[str, Any]]:
         who.page.keyboard.press("Control+s")
         text = world.run_in(container, "cat", f"/home/jovyan/{NOTEBOOK}")
-        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        try:
+            notebook = json.loads(text)
+        except json.JSONDecodeError:
+            return []  # it is just being written
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
         failed = any(o["output_type"] == "error" for cell in cells for o in cell["outputs"])
         return cells if failed or all(cell["execution_count"] for cell in cells) else []
 
