@@ -447,6 +447,18 @@ class TimingSettings(_Table):
     hold_horizon_s: float = _seconds(
         600.0, 86_400, "How far ahead money is held; at least twice `heartbeat_s`."
     )
+    limit_grace_s: float = _seconds(
+        120.0,
+        86_400,
+        "How long a server goes on when a limit is found to end it without notice, "
+        "as when it was lowered.",
+    )
+    unattended_grace_s: float = _seconds(
+        900.0,
+        86_400,
+        "How long past its limit a server is its user's to pay while the platform "
+        "was not there to stop it; what is later the platform pays.",
+    )
     stop_grace_s: float = _seconds(10.0, 600, "Between SIGTERM and SIGKILL of a server.")
     node_stop_after_s: float = _seconds(
         10.0, 3600, "After how long the node stops a server that the hub was asked to stop."

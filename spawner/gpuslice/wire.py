@@ -262,6 +262,9 @@ class LeaseRequest(Wire):
     server: ServerName = ""
     slice: Annotated[str, Field(max_length=200)]
     groups: Annotated[list[str], Field(max_length=1000)] = []
+    #: The group to be charged, if the user chose one, and how long the user needs the slice.
+    group: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    declared_us: Annotated[int, Field(gt=0, le=1 << 50)] | None = None
 
 
 class LeaseGrant(Wire):

@@ -23,6 +23,7 @@ from gpuslice.ledger.database import Database
 from gpuslice.ledger.prices import follow_settings
 from gpuslice.ledger.tables import AccountPeriod, Lease
 from gpuslice.quotas import policies
+from gpuslice.quotas.documents import PolicyDocument
 from ledgerworld import START, world_devices, world_settings
 
 
@@ -53,6 +54,8 @@ class Fleet:
             host_reserve_ram=0,
             start_timeout_us=60_000_000,
             hold_horizon_us=600_000_000,
+            timezone="UTC",
+            currency="EUR",
             closed_nodes={},
         )
 
@@ -118,8 +121,15 @@ def test_64_spawns_for_10_places(make_fleet: Callable[..., Fleet]) -> None:
 def test_64_spawns_of_one_user_with_a_limit_of_3(make_fleet: Callable[..., Fleet]) -> None:
     fleet = make_fleet([gpu(f"GPU-{i}", i) for i in range(10)])
     fleet.database.write(
-        lambda session: policies.set_limit(
-            session, "default", None, policies.CONCURRENT_SLICES, 3, actor="t", now=START
+        lambda session: policies.set_policy(
+            session,
+            policies.EVERYONE,
+            None,
+            PolicyDocument.model_validate({"each": {"slices": 3}}),
+            expected=None,
+            actor="t",
+            reason="test",
+            now=START,
         )
     )
 
@@ -133,8 +143,8 @@ def test_64_spawns_of_one_user_with_a_limit_of_3(make_fleet: Callable[..., Fleet
 
     answers = fleet.in_parallel([lambda i=i: spawn(i) for i in range(64)])
     assert answers == {"granted": 3, "leases-limit": 61}
-    active = fleet.database.read(lambda s: s.scalar(sa.select(AccountPeriod.active)))
-    assert active == 3
+    active = fleet.database.read(lambda s: s.scalars(sa.select(AccountPeriod.active)).all())
+    assert active == [3, 3]  # in all, and of this type
 
 
 def test_one_attempt_20_times_is_one_lease(make_fleet: Callable[..., Fleet]) -> None:

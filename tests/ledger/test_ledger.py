@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -28,7 +27,7 @@ from gpuslice.ledger.tables import Base
 from gpuslice.units import now_us
 from ledgerworld import World, sqlite_ledger, world_settings
 
-FACTS = ("entry", "segment", "price", "audit")
+FACTS = {"entry": "id", "segment": "id", "price": "id", "audit": "id", "lease_account": "depth"}
 
 
 @pytest.fixture
@@ -64,17 +63,6 @@ def test_the_migrations_make_exactly_the_tables(database: Database) -> None:
     migrate.upgrade(database.engine)  # again: nothing to do
 
 
-def test_downgrade_and_upgrade(database: Database) -> None:
-    made = migrate.config()
-    with database.engine.begin() as connection:
-        made.attributes["connection"] = connection
-        command.downgrade(made, "base")
-    left = set(sa.inspect(database.engine).get_table_names()) - {migrate.VERSION_TABLE}
-    assert left == set()
-    migrate.upgrade(database.engine)
-    assert migrate.current(database.engine) == migrate.head()
-
-
 def test_a_newer_ledger_is_refused_in_words(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '9999'"))
@@ -86,7 +74,8 @@ def test_a_newer_ledger_is_refused_in_words(database: Database) -> None:
 @pytest.mark.parametrize("table", FACTS)
 def test_facts_cannot_be_changed(world: World, table: str, verb: str) -> None:
     a_bill(world)
-    text = f"UPDATE {table} SET id = id" if verb == "UPDATE" else f"DELETE FROM {table}"
+    column = FACTS[table]
+    text = f"UPDATE {table} SET {column} = {column}" if verb == "UPDATE" else f"DELETE FROM {table}"
     with pytest.raises(sa.exc.DBAPIError, match="append-only"), world.database.engine.begin() as c:
         c.execute(sa.text(text))
     assert world.problems() == []
@@ -285,8 +274,8 @@ def test_limits_are_versioned_audited_and_hold(world: World) -> None:
     world.grant("alice", "quarter", "two")
     rows = world.do(world.live().audit(10, None))
     assert [(row.actor, row.reason, row.after) for row in rows[:2]] == [
-        ("root", "a test", "2"),
-        ("root", "a test", "1"),
+        ("root", "a test", '{"each":{"slices":2}}'),
+        ("root", "a test", '{"each":{"slices":1}}'),
     ]
     assert world.problems() == []
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuslice.ledger.prices import NoPriceError, Rate, rate_at
-from gpuslice.ledger.segments import days, hours, pieces
+from gpuslice.ledger.segments import Payers, days, hours, pieces
 from gpuslice.units import HOUR_US, cost_u, from_datetime
 
 ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu"])
@@ -37,8 +37,8 @@ def test_any_sequence_of_beats_bills_the_same(started, beats, changes, stop, zon
     for i, til in enumerate(moments):
         due = pieces(
             started_us=started, billed_us=billed, til_us=til, final=i == len(moments) - 1,
-            stop_requested_us=stop_us if stop_us is None or stop_us >= billed else billed,
-            known=known, timezone=zone,
+            payers=Payers(stop_us if stop_us is None or stop_us >= billed else billed),
+            known=known, timezones=[zone],
         )  # fmt: skip
         found += due
         billed = due[-1].til_us if due else billed

@@ -282,10 +282,12 @@ class LeaseModel(RuleBasedStateMachine):
             claims = connection.execute(
                 select(Claim.id).where(Claim.released_version.is_(None))
             ).all()
-            counters = connection.execute(select(AccountPeriod.active, AccountPeriod.held_u)).all()
+            counters = connection.execute(
+                select(AccountPeriod.active, AccountPeriod.held_u, AccountPeriod.held_gpu_us)
+            ).all()
         assert all(state in OVER for _, state in states), states
         assert not claims
-        assert all(counter == (0, 0) for counter in counters)
+        assert all(counter == (0, 0, 0) for counter in counters)
         assert not self.world.node.servers and not self.world.node.slices
 
     def billed_exactly(self, server) -> None:  # type: ignore[no-untyped-def]

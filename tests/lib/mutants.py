@@ -116,7 +116,9 @@ def _leak_hold(patch: pytest.MonkeyPatch) -> None:
 def _user_pays_for_stopping(patch: pytest.MonkeyPatch) -> None:
     """Bills the time after the stop request to the user."""
     real = segments.pieces
-    patch.setattr(segments, "pieces", lambda **given: real(**(given | {"stop_requested_us": None})))
+    patch.setattr(
+        segments, "pieces", lambda **given: real(**(given | {"payers": segments.Payers()}))
+    )
 
 
 def _two_tenants(patch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from gpuslice import wire
 from gpuslice.errors import Refused
-from gpuslice.ledger import accounts
-from gpuslice.ledger.tables import Account, Audit, Entry, Price, QuotaPolicy, Segment
+from gpuslice.ledger.tables import Account, Audit, Entry, Price, Segment
 from gpuslice.quotas import policies
+from gpuslice.quotas.documents import UNLIMITED, PolicyDocument
 
-_SOURCE = {"user": accounts.HUB_USER, "group_member": accounts.HUB_GROUP}
+_SCOPES = {"everyone": "default", "user": "user", "group": "group_member"}
 
 
 def bill_lines(session: Session, lease_id: str) -> list[wire.BillLine]:
@@ -40,66 +40,55 @@ def bill_lines(session: Session, lease_id: str) -> list[wire.BillLine]:
 
 def limits(session: Session) -> list[wire.LimitView]:
     """All limits on leases that hold now: the default first, then groups and users by name."""
-    rows = session.execute(
-        sa.select(QuotaPolicy, Account.label)
-        .outerjoin(Account, QuotaPolicy.account_id == Account.id)
-        .where(
-            QuotaPolicy.kind == policies.CONCURRENT_SLICES,
-            QuotaPolicy.valid_til_us.is_(None),
-            QuotaPolicy.scope.in_(("default", "user", "group_member")),
-        )
-    )
-    found = [_view(policy, name) for policy, name in rows]
+    names = dict(session.execute(sa.select(Account.id, Account.label)).all())
+    found = [
+        _view(stored, names.get(stored.account_id or 0))
+        for stored in policies.every_current(session)
+        if stored.document.each.slices is not None
+    ]
     return sorted(found, key=lambda limit: (limit.scope, limit.name or ""))
 
 
-def _view(policy: QuotaPolicy, name: str | None) -> wire.LimitView:
+def _view(stored: policies.Stored, name: str | None) -> wire.LimitView:
+    slices = stored.document.each.slices
     return wire.LimitView.model_validate(
         {
-            "scope": policy.scope,
+            "scope": _SCOPES[stored.subject.partition(":")[0]],
             "name": name,
-            "value": policy.limit_value,
-            "version": policy.id,
-            "since_us": policy.valid_from_us,
-            "actor": policy.actor,
+            "value": None if slices == UNLIMITED else slices,
+            "version": stored.version,
+            "since_us": stored.valid_from_us,
+            "actor": stored.actor,
         }
     )
 
 
 def set_limit(session: Session, body: wire.SetLimit, *, actor: str, now: int) -> wire.LimitView:
-    """Change one limit, with its audit row.
+    """Change how many leases somebody may hold, and nothing else of that policy.
 
     Raises:
-        Refused: the limit was changed by somebody else since it was read, or names nobody.
+        Refused: the policy was changed by somebody else since it was read, or names nobody.
     """
-    account_id = None
+    account_id, kind = None, "everyone"
     if body.scope != "default":
         if body.name is None:
             raise Refused(
                 "name-missing", f"A limit of scope {body.scope} needs a name.", status=400
             )
-        account_id = accounts.find_or_open(session, _SOURCE[body.scope], body.name, now)
+        kind = "user" if body.scope == "user" else "group"
+        account_id = policies.account_of(session, kind, body.name, now)
     elif body.name is not None:
         raise Refused("name-given", "The default limit is everybody's: give no name.", status=400)
-    before = policies.current(session, body.scope, account_id, policies.CONCURRENT_SLICES)
-    if (before.id if before is not None else None) != body.version:
-        raise Refused(
-            "stale-version",
-            "This limit was changed by somebody else in the meantime; look at it again.",
-            status=409,
-        )
-    policies.set_limit(
-        session,
-        body.scope,
-        account_id,
-        policies.CONCURRENT_SLICES,
-        body.value,
-        actor=actor,
-        now=now,
-        reason=body.reason,
-        subject=f"leases of {body.name or 'everybody'} ({body.scope})"[:255],
-    )
-    after = policies.current(session, body.scope, account_id, policies.CONCURRENT_SLICES)
+    subject = policies.subject_of(kind, account_id)
+    before = policies.current(session, subject)
+    document = before.document if before is not None else PolicyDocument()
+    slices = UNLIMITED if body.value is None else body.value
+    each = document.each.model_copy(update={"slices": slices})
+    after = policies.set_policy(
+        session, subject, account_id, document.model_copy(update={"each": each}),
+        expected=body.version, actor=actor, reason=body.reason, now=now,
+        name=f"policy of {body.name or 'everybody'} ({body.scope})",
+    )  # fmt: skip
     assert after is not None
     return _view(after, body.name)
 

@@ -21,6 +21,7 @@ from gpuslice.broker import (
     reconciler,
     stats,
     views,
+    watch,
 )
 from gpuslice.broker.states import OVER
 from gpuslice.errors import Refused
@@ -76,9 +77,7 @@ class Broker:
             heartbeat_us=int(timing.heartbeat_s * 1e6),
             node_stop_after_us=int(timing.node_stop_after_s * 1e6),
         )
-        self._billing = lifecycle.BillingRules(
-            timezone=settings.timezone, hold_horizon_us=int(timing.hold_horizon_s * 1e6)
-        )
+        self._billing = self._billing_rules(frozenset())
 
     @classmethod
     def create(
@@ -91,6 +90,15 @@ class Broker:
         """
         node = NodeClient(node_state_dir, timeout_s=settings.timing.node_timeout_s)
         return cls(settings, Database(database_url), node, hub)
+
+    def _billing_rules(self, zones: frozenset[str]) -> lifecycle.BillingRules:
+        """How time is billed while policies name these time zones."""
+        timing = self._settings.timing
+        return lifecycle.BillingRules(
+            timezones=zones | {self._settings.timezone},
+            hold_horizon_us=int(timing.hold_horizon_s * 1e6),
+            unattended_us=int(timing.unattended_grace_s * 1e6),
+        )
 
     # --- life --------------------------------------------------------------------------------
 
@@ -105,10 +113,13 @@ class Broker:
         await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
         self._epoch = await self._db.awrite(lambda s: meter.acquire(s, now=now_us()))
         limit = self._settings.limits.leases_per_user
-        await self._write(
-            lambda s, now: policies.follow_settings(s, policies.CONCURRENT_SLICES, limit, now=now)
-        )
+        await self._write(lambda s, now: policies.follow_settings(s, limit, now=now))
+        await self._follow_policies()
         await self._first_inventory()
+
+    async def _follow_policies(self) -> None:
+        """Segments are cut where the periods of the policies begin."""
+        self._billing = self._billing_rules(await self._db.aread(policies.zones))
 
     async def _first_inventory(self) -> None:
         deadline = asyncio.get_running_loop().time() + FIRST_INVENTORY_S
@@ -201,7 +212,21 @@ class Broker:
             self._uses = {r.lease_id: r.use for r in listing.servers if r.use is not None}
             self._judge_node(listing, todo)
             await self._carry_out(todo)
+            await self._hold_to_limits()
             self._reconciled_us = now_us()
+
+    async def _hold_to_limits(self) -> None:
+        """Warn and stop what runs into a limit; the hub is asked first, then the node."""
+        rules = watch.WatchRules(
+            timezone=self._settings.timezone,
+            currency=self._settings.currency,
+            grace_us=int(self._settings.timing.limit_grace_s * 1e6),
+        )
+        for lease_id in await self._write(lambda s, now: watch.look(s, rules, now=now)):
+            view = await self.lease(lease_id)
+            log.info("event=stopped-at-its-limit lease=%s", lease_id)
+            if view is not None:
+                self._ask_hub_soon(view)
 
     def _judge_node(self, listing: wire.Listing, todo: reconciler.Todo) -> None:
         if todo.clock_jump_us:
@@ -312,7 +337,8 @@ class Broker:
             catalogue=self._catalogue, reserve_bytes=fleet.reserve_memory,
             host_reserve_ram=fleet.host_reserve_ram,
             start_timeout_us=int(timing.start_timeout_s * 1e6),
-            hold_horizon_us=self._billing.hold_horizon_us, closed_nodes=self._closed_nodes(),
+            hold_horizon_us=self._billing.hold_horizon_us, timezone=self._settings.timezone,
+            currency=self._settings.currency, closed_nodes=self._closed_nodes(),
         )  # fmt: skip
 
     async def offers(self, user: str | None) -> list[wire.Offer]:
@@ -392,11 +418,17 @@ class Broker:
             return self._view(session, lease)
 
         view = await self._serve(self._write(work))
-        if ask_hub and self._hub is not None:
-            task = asyncio.create_task(self._ask_hub(self._hub, view))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if ask_hub:
+            self._ask_hub_soon(view)
         return view
+
+    def _ask_hub_soon(self, view: wire.LeaseView) -> None:
+        """Have the hub end a server, as its user would; without a hub the node does so later."""
+        if self._hub is None:
+            return
+        task = asyncio.create_task(self._ask_hub(self._hub, view))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _ask_hub(self, hub: Hub, view: wire.LeaseView) -> None:
         try:
@@ -430,7 +462,7 @@ class Broker:
             session,
             lease,
             currency=self._settings.currency,
-            timezone=self._settings.timezone,
+            timezones=self._billing.timezones,
             use=self._uses.get(lease.id),
         )
 
@@ -470,7 +502,7 @@ class Broker:
             self._db.aread(
                 lambda s: views.me(
                     s, user, server, currency=self._settings.currency,
-                    timezone=self._settings.timezone, simulated=simulated, now=now_us(),
+                    timezones=self._billing.timezones, simulated=simulated, now=now_us(),
                     uses=self._uses,
                     groups=groups,
                 )

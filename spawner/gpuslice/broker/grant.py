@@ -14,11 +14,10 @@ from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, SliceType
 from gpuslice.ledger import accounts, billing
 from gpuslice.ledger.database import Conflict
-from gpuslice.ledger.prices import DEFAULT_LIST
-from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease
+from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, LeaseAccount
 from gpuslice.placement import Claim as PlannedClaim
 from gpuslice.placement import FleetSnapshot, NoPlace, Placement, capacity, place
-from gpuslice.quotas.admission import admit
+from gpuslice.quotas.admission import Ask, Verdict, admit
 from gpuslice.wire import LeaseRequest, LeaseState
 
 #: When to look again if nothing is free: nobody knows when somebody stops, so a polite interval.
@@ -36,6 +35,8 @@ class GrantRules:
     host_reserve_ram: int
     start_timeout_us: int
     hold_horizon_us: int
+    timezone: str
+    currency: str
     #: Nodes on which nothing may be granted now, and why.
     closed_nodes: dict[str, str]
 
@@ -50,17 +51,31 @@ def grant(session: Session, request: LeaseRequest, rules: GrantRules, *, now: in
     known = _same_attempt(session, request)
     if known is not None:
         return known
-    wanted = _slice_type(request, rules.catalogue)
+    wanted = slice_type_of(request.slice, rules.catalogue)
     account_id = accounts.find_or_open(session, accounts.HUB_USER, request.user, now)
     _no_live_lease(session, account_id, request.server)
-    admit(session, account_id, request.groups)
+    verdict = admit(session, account_id, ask_of(request, wanted, rules), now=now)
     placement = _place(session, wanted, rules)
-    lease = _lease(session, request, account_id, wanted, placement, rules, now)
+    lease = _lease(session, request, verdict, wanted, placement, rules, now)
     session.add(lease)
     session.flush()
+    chain = verdict.chain.account_ids
+    session.add_all(
+        LeaseAccount(lease_id=lease.id, account_id=account, depth=depth)
+        for depth, account in enumerate(chain)
+    )
     _claim(session, lease, placement)
-    billing.rolling_hold(session, lease, rules.hold_horizon_us, now=now)
+    billing.open_hold(session, lease, chain, verdict.hold_u, verdict.hold_gpu_us, now=now)
     return lease
+
+
+def ask_of(request: LeaseRequest, wanted: SliceType, rules: GrantRules) -> Ask:
+    """What admission needs to know of a request."""
+    return Ask(
+        user=request.user, groups=request.groups, group=request.group,
+        slice_type=wanted.name, gpu_milli=wanted.gpu_milli, horizon_us=rules.hold_horizon_us,
+        declared_us=request.declared_us, timezone=rules.timezone, currency=rules.currency,
+    )  # fmt: skip
 
 
 def _same_attempt(session: Session, request: LeaseRequest) -> Lease | None:
@@ -75,17 +90,22 @@ def _same_attempt(session: Session, request: LeaseRequest) -> Lease | None:
     return known
 
 
-def _slice_type(request: LeaseRequest, catalogue: SliceCatalogue) -> SliceType:
-    wanted = catalogue.get(request.slice)
+def slice_type_of(name: str, catalogue: SliceCatalogue) -> SliceType:
+    """The slice type of this name.
+
+    Raises:
+        Refused: there is none, or it is not on offer here, with the reason.
+    """
+    wanted = catalogue.get(name)
     if wanted is not None:
         return wanted
     for unoffered in catalogue.not_offered:
-        if unoffered.name == request.slice:
+        if unoffered.name == name:
             raise Refused("slice-not-offered", unoffered.reason, status=409)
     names = [offered.name for offered in catalogue.types]
     raise Refused(
         "unknown-slice",
-        f"There is no slice type {request.slice[:64]!r}; there are {', '.join(names) or 'none'}.",
+        f"There is no slice type {name[:64]!r}; there are {', '.join(names) or 'none'}.",
         status=400,
         alternatives=names,
     )
@@ -159,7 +179,7 @@ def refuse_place(wanted: SliceType, why: NoPlace, free: Sequence[str]) -> Refuse
 
 
 def _lease(
-    session: Session, request: LeaseRequest, account_id: int, wanted: SliceType,
+    session: Session, request: LeaseRequest, verdict: Verdict, wanted: SliceType,
     placement: Placement, rules: GrantRules, now: int,
 ) -> Lease:  # fmt: skip
     device = (
@@ -171,7 +191,8 @@ def _lease(
     shared = claim is not None and not claim.whole and claim.mig_uuid is None
     memory = claim.memory_bytes if claim is not None and shared else None
     return Lease(
-        id=uuid.uuid4().hex, attempt=request.attempt, account_id=account_id,
+        id=uuid.uuid4().hex, attempt=request.attempt,
+        account_id=verdict.chain.user.account_id,
         user_name=request.user, server_name=request.server, node_id=placement.node_id,
         slice_type=wanted.name, title=wanted.title, kind=wanted.kind.value,
         device_id=placement.leased_uuid,
@@ -180,8 +201,11 @@ def _lease(
         share_milli=claim.share_milli if claim is not None and shared else None,
         enforcement=int(placement.enforcement),
         simulated=device is not None and device.simulated,
-        price_list=DEFAULT_LIST, state=LeaseState.GRANTED.value, state_us=now, granted_us=now,
-        start_before_us=now + rules.start_timeout_us,
+        price_list=verdict.price_list, state=LeaseState.GRANTED.value, state_us=now, granted_us=now,
+        start_before_us=now + rules.start_timeout_us, gpu_milli=wanted.gpu_milli,
+        group_id=verdict.chain.group.account_id if verdict.chain.group else None,
+        hold_kind=verdict.hold_kind, declared_us=verdict.declared_us,
+        session_us=verdict.session_us,
     )  # fmt: skip
 
 

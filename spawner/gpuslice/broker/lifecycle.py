@@ -5,27 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.broker.devices import set_state
 from gpuslice.broker.grant import release_claims
 from gpuslice.broker.states import OVER, move
 from gpuslice.errors import Refused
-from gpuslice.ledger import billing
+from gpuslice.ledger import billing, counters
 from gpuslice.ledger.tables import LIVE_STATES, Audit, Lease, NoticeRow
-from gpuslice.quotas.admission import leave
 from gpuslice.wire import DeviceState, LeaseState, ServerStarted
 
 
 @dataclass(frozen=True)
 class BillingRules:
-    """How time becomes money: the time zone of periods, and how far ahead is reserved."""
+    """How time becomes money: where days begin, and how far ahead is reserved.
 
-    timezone: str
+    ``timezones``: the platform's, and those of policies; segments are cut at their midnights.
+    """
+
+    timezones: frozenset[str]
     hold_horizon_us: int
+    #: How long past its deadline a lease is its user's while nobody is there to stop it.
+    unattended_us: int
 
     def __post_init__(self) -> None:
-        ZoneInfo(self.timezone)  # an unknown zone stops the start, not the first midnight
+        for name in self.timezones:
+            ZoneInfo(name)  # an unknown zone stops the start, not the first midnight
 
 
 def get(session: Session, lease_id: str) -> Lease:
@@ -108,8 +114,21 @@ def beat(
     if lease.covered_us is None or covered_us <= lease.covered_us:
         return
     lease.covered_us = covered_us
-    billing.bill(session, lease, covered_us, final=False, timezone=rules.timezone, now=now)
-    billing.rolling_hold(session, lease, rules.hold_horizon_us, now=now)
+    _absorb(lease, covered_us, rules)
+    billing.bill(session, lease, covered_us, final=False, timezones=rules.timezones, now=now)
+    billing.top_up(session, lease, rules.hold_horizon_us, now=now)
+
+
+def _absorb(lease: Lease, til_us: int, rules: BillingRules) -> None:
+    """Long past its deadline without a stop: nobody was there, so the platform pays from there.
+
+    Never before what is paid already: paid time is not taken back.
+    """
+    if lease.deadline_us is None or lease.absorbed_from_us is not None:
+        return
+    mark = max(lease.deadline_us + rules.unattended_us, lease.billed_us or 0)
+    if til_us > mark:
+        lease.absorbed_from_us = mark
 
 
 def settle(
@@ -133,7 +152,8 @@ def settle(
     assert lease.covered_us is not None and lease.billed_us is not None
     til = lease.covered_us if finished_us is None else finished_us
     til = max(til, lease.billed_us)  # a clock that went back does not un-pay a segment
-    billing.bill(session, lease, til, final=True, timezone=rules.timezone, now=now)
+    _absorb(lease, til, rules)
+    billing.bill(session, lease, til, final=True, timezones=rules.timezones, now=now)
     billing.close_hold(session, lease, now=now)
     said = lease.stop_reason or reason
     move(
@@ -142,7 +162,7 @@ def settle(
         exit_code=exit_code, end_reason=said[:500],
     )  # fmt: skip
     if lease.stop_requested_us is None:
-        _notice(session, lease, "ended", "warning", f"Your server has ended: {reason}", now)
+        notice(session, lease, "ended", "warning", f"Your server has ended: {reason}", now)
 
 
 def revoke(session: Session, lease_id: str, reason: str, *, now: int) -> None:
@@ -184,7 +204,7 @@ def settle_revoked(
     lease.boot_id = boot_id
     lease.stop_requested_us = started_us
     session.flush()
-    billing.bill(session, lease, til, final=True, timezone=rules.timezone, now=now)
+    billing.bill(session, lease, til, final=True, timezones=rules.timezones, now=now)
     billing.close_hold(session, lease, now=now)
     move(
         session, lease.id, LeaseState.REVOKING, LeaseState.SETTLED, now=now,
@@ -214,7 +234,7 @@ def _quarantine(session: Session, lease: Lease, unclean: str | None, now: int) -
 
 def _free(session: Session, lease: Lease) -> None:
     release_claims(session, lease.id)
-    leave(session, lease.account_id)
+    counters.leave(session, counters.of_lease(session, lease.id), lease.slice_type)
 
 
 def keep(session: Session, lease_id: str, user: str, til_us: int) -> Lease:
@@ -233,12 +253,17 @@ def keep(session: Session, lease_id: str, user: str, til_us: int) -> Lease:
     return lease
 
 
-def _notice(
-    session: Session, lease: Lease, kind: str, severity: str, message: str, now: int
-) -> None:
+def notice(
+    session: Session, lease: Lease, kind: str, severity: str, message: str, now: int,
+    *, key: str | None = None,
+) -> None:  # fmt: skip
+    """Tell a lease's user something, once for each ``key`` (else once of its kind)."""
+    idem_key = key or f"{kind}:{lease.id}"
+    if session.scalar(sa.select(NoticeRow.id).where(NoticeRow.idem_key == idem_key)) is not None:
+        return
     session.add(
         NoticeRow(
-            idem_key=f"{kind}:{lease.id}", account_id=lease.account_id, lease_id=lease.id,
+            idem_key=idem_key, account_id=lease.account_id, lease_id=lease.id,
             kind=kind, severity=severity, message=message, created_us=now,
         )
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -17,7 +17,7 @@ from gpuslice.ledger import accounts, billing
 from gpuslice.ledger.prices import rate_at, rates
 from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, NoticeRow
 from gpuslice.placement import FleetSnapshot, NoPlace, capacity, place
-from gpuslice.quotas.policies import CONCURRENT_SLICES, limit_for
+from gpuslice.quotas.explain import most_slices
 
 
 def lease_view(
@@ -25,13 +25,13 @@ def lease_view(
     lease: Lease,
     *,
     currency: str,
-    timezone: str,
+    timezones: Collection[str],
     use: wire.Use | None = None,
 ) -> wire.LeaseView:
     """One lease with what it costs so far."""
     known = rates(session, lease.price_list, lease.slice_type)
     rate = rate_at(known, lease.covered_us or lease.granted_us)
-    user, writeoff = billing.accrued(session, lease, timezone)
+    user, writeoff = billing.accrued(session, lease, timezones)
     return wire.LeaseView(
         lease_id=lease.id, user=lease.user_name, server=lease.server_name,
         slice=lease.slice_type, title=lease.title, kind=wire.SliceKind(lease.kind),
@@ -162,7 +162,7 @@ def _simulated(fleet: FleetSnapshot, offered: SliceType) -> bool:
 
 
 def me(
-    session: Session, user: str, server: str | None, *, currency: str, timezone: str,
+    session: Session, user: str, server: str | None, *, currency: str, timezones: Collection[str],
     simulated: bool, now: int, uses: Mapping[str, wire.Use],
     groups: Sequence[str] = (),
 ) -> wire.Me:  # fmt: skip
@@ -172,12 +172,12 @@ def me(
         query = query.where(Lease.server_name == server)
     rows = session.scalars(query.order_by(Lease.granted_us))
     account_id = accounts.find(session, accounts.HUB_USER, user)
-    limit = limit_for(session, account_id or 0, groups, CONCURRENT_SLICES)
+    limit = most_slices(session, account_id or 0, user, groups)
     return wire.Me(
-        user=user, server=server, leases_limit=limit.value, currency=currency,
+        user=user, server=server, leases_limit=limit, currency=currency,
         simulated=simulated, now_us=now,
         leases=[
-            lease_view(session, row, currency=currency, timezone=timezone, use=uses.get(row.id))
+            lease_view(session, row, currency=currency, timezones=timezones, use=uses.get(row.id))
             for row in rows
         ],
     )  # fmt: skip

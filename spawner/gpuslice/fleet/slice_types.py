@@ -42,6 +42,8 @@ class SliceType:
     #: Where the rate comes from: ``configured``, ``table``, ``generic`` or ``free``.
     price_source: str = "configured"
     model_exact: bool = False
+    #: How much of a GPU it is, thousandths: the largest part of any GPU that could carry it.
+    gpu_milli: int = 0
 
     def __post_init__(self) -> None:
         # Without these a type would need nothing, and any number of it would fit anywhere.
@@ -473,10 +475,12 @@ def _mig_part(gpu: DeviceReport, instance: DeviceReport) -> Fraction:
 
 def _priced(draft: _Draft, settings: Settings, parts: Sequence[tuple[_Gpu, Fraction]]) -> SliceType:
     """With the configured price, else the dearest default over the GPUs that could carry it."""
+    of_gpu = round(max((part for _, part in parts), default=Fraction(0)) * 1000)
+    wanted = replace(draft.type, gpu_milli=of_gpu)
     if draft.price_u is not None:
-        return replace(draft.type, rate_u_per_hour=draft.price_u, price_source="configured")
-    if draft.type.kind is SliceKind.CPU:
-        return replace(draft.type, rate_u_per_hour=0, price_source="free")
+        return replace(wanted, rate_u_per_hour=draft.price_u, price_source="configured")
+    if wanted.kind is SliceKind.CPU:
+        return replace(wanted, rate_u_per_hour=0, price_source="free")
     if settings.currency not in NEAR_PARITY:
         raise _Unfit(
             f"there are no default prices in {settings.currency}; set 'price' in a [[slice]] table"
@@ -486,7 +490,7 @@ def _priced(draft: _Draft, settings: Settings, parts: Sequence[tuple[_Gpu, Fract
         price = gpu_price(gpu.report.model, gpu.report.memory_bytes)
         quotes.append((part_price_u(price.rate_u_per_hour, part), price.source))
     rate, source = max(quotes)
-    return replace(draft.type, rate_u_per_hour=rate, price_source=source)
+    return replace(wanted, rate_u_per_hour=rate, price_source=source)
 
 
 __all__ = ["NotOffered", "SliceCatalogue", "SliceType", "slice_types"]

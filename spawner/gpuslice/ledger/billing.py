@@ -6,17 +6,37 @@ one place where time becomes money.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from gpuslice.ledger import accounts, segments
+from gpuslice.ledger import accounts, counters, credit, segments
 from gpuslice.ledger.prices import rate_at, rates
-from gpuslice.ledger.tables import AccountPeriod, Entry, Hold, Lease, Segment
+from gpuslice.ledger.tables import Entry, Hold, Lease, Segment
 from gpuslice.units import cost_u
 
 
+def payers(lease: Lease) -> segments.Payers:
+    """Who pays which part of a lease's time, as far as it is known now."""
+    absorbed = [
+        mark for mark in (lease.stop_requested_us, lease.absorbed_from_us) if mark is not None
+    ]
+    idle_til = None
+    if lease.open_before_us is not None:
+        # Not opened yet: all of it so far is nobody's.
+        idle_til = lease.opened_us if lease.opened_us is not None else 1 << 62
+    return segments.Payers(min(absorbed, default=None), idle_til)
+
+
 def bill(
-    session: Session, lease: Lease, til_us: int, *, final: bool, timezone: str, now: int
+    session: Session,
+    lease: Lease,
+    til_us: int,
+    *,
+    final: bool,
+    timezones: Collection[str],
+    now: int,
 ) -> None:
     """Pay ``lease`` up to ``til_us``: all of it if ``final``, else up to the last boundary.
 
@@ -24,87 +44,118 @@ def bill(
     """
     if lease.started_us is None or lease.billed_us is None or til_us <= lease.billed_us:
         return
-    due = segments.pieces(
-        started_us=lease.started_us, billed_us=lease.billed_us, til_us=til_us, final=final,
-        stop_requested_us=lease.stop_requested_us,
-        known=rates(session, lease.price_list, lease.slice_type), timezone=timezone,
-    )  # fmt: skip
+    due = _pieces(session, lease, til_us, final=final, timezones=timezones)
+    if not due:
+        return
+    chain = counters.of_lease(session, lease.id)
     for piece in due:
-        _book(session, lease, piece, now)
-    if due:
-        lease.billed_us = due[-1].til_us
-        _spend(session, lease.account_id, segments.total(due, "user"))
+        _book(session, lease, chain, piece, now)
+    lease.billed_us = due[-1].til_us
+    session.flush()
 
 
-def _book(session: Session, lease: Lease, piece: segments.Piece, now: int) -> None:
-    """One segment and, unless it is free, the entry that pays it."""
+def _pieces(
+    session: Session, lease: Lease, til_us: int, *, final: bool, timezones: Collection[str]
+) -> list[segments.Piece]:
+    assert lease.started_us is not None and lease.billed_us is not None
+    return segments.pieces(
+        started_us=lease.started_us, billed_us=lease.billed_us, til_us=til_us, final=final,
+        payers=payers(lease), known=rates(session, lease.price_list, lease.slice_type),
+        timezones=timezones,
+    )  # fmt: skip
+
+
+def _book(
+    session: Session, lease: Lease, chain: list[int], piece: segments.Piece, now: int
+) -> None:
+    """One segment and, unless it is free, the entries that pay it."""
+    by_user = piece.payer == "user"
     segment = Segment(
         lease_id=lease.id, from_us=piece.from_us, til_us=piece.til_us, price_id=piece.price_id,
-        payer=piece.payer, amount_u=piece.amount_u, created_us=now,
+        payer="user" if by_user else "writeoff", amount_u=piece.amount_u, created_us=now,
     )  # fmt: skip
     session.add(segment)
     session.flush()
+    if by_user:
+        gpu = counters.gpu_us(piece.from_us, piece.til_us, lease.gpu_milli)
+        counters.spend(session, chain, piece.from_us, piece.amount_u, gpu)
     if piece.amount_u == 0:
         return
-    paid_by_user = piece.payer == "user"
-    session.add(
-        Entry(
-            idem_key=f"usage:{lease.id}:{piece.from_us}:0",
-            kind="usage" if paid_by_user else "writeoff",
-            debit_id=lease.account_id if paid_by_user
-            else accounts.platform(session, "writeoff", now),
-            credit_id=accounts.platform(session, "revenue", now),
-            amount_u=piece.amount_u, segment_id=segment.id, actor="meter", created_us=now,
-        )
-    )  # fmt: skip
+    if by_user:
+        legs = credit.take(session, chain, lease.account_id, piece.amount_u, piece.from_us)
+    else:
+        platform = accounts.platform(session, piece.payer, now)
+        legs = [credit.Leg(platform, piece.amount_u, None)]
+    revenue = accounts.platform(session, "revenue", now)
+    for number, leg in enumerate(legs):
+        session.add(
+            Entry(
+                idem_key=f"usage:{lease.id}:{piece.from_us}:{number}",
+                kind="usage" if by_user else piece.payer, debit_id=leg.account_id,
+                credit_id=revenue, amount_u=leg.amount_u, segment_id=segment.id, leg=number,
+                grant_id=leg.grant_id, actor="meter", created_us=now,
+            )
+        )  # fmt: skip
     session.flush()
 
 
-def _spend(session: Session, account_id: int, amount_u: int) -> None:
-    if amount_u:
-        _change(session, account_id, spent_u=amount_u)
+def top_up(session: Session, lease: Lease, horizon_us: int, *, now: int) -> None:
+    """Keep reserved what is used but not yet paid, and what comes next.
 
-
-def _change(session: Session, account_id: int, *, spent_u: int = 0, held_u: int = 0) -> None:
-    session.execute(
-        sa.update(AccountPeriod)
-        .where(AccountPeriod.account_id == account_id, AccountPeriod.slice_type == "")
-        .values(spent_u=AccountPeriod.spent_u + spent_u, held_u=AccountPeriod.held_u + held_u)
-    )
-
-
-def rolling_hold(session: Session, lease: Lease, horizon_us: int, *, now: int) -> None:
-    """Keep reserved what is used but not yet paid, and the next ``horizon_us`` (rolling hold)."""
+    Next: the horizon, or for a safe hold all of the time that was declared and is left.
+    """
     known = rates(session, lease.price_list, lease.slice_type)
-    if lease.started_us is None or lease.covered_us is None or lease.billed_us is None:
-        due = cost_u(rate_at(known, lease.granted_us).rate_u_per_hour, horizon_us)
-    else:
-        # From what is paid to the horizon, at the price that holds now: a reservation, no bill.
-        rate = rate_at(known, lease.covered_us).rate_u_per_hour
-        due = cost_u(rate, lease.covered_us - lease.billed_us + horizon_us)
-    set_hold(session, lease, due, now=now)
+    unpaid = 0
+    at = lease.granted_us
+    ahead = horizon_us if lease.declared_us is None else min(horizon_us, lease.declared_us)
+    if lease.hold_kind == "safe" and lease.declared_us is not None:
+        ahead = lease.declared_us
+    if None not in (lease.started_us, lease.covered_us, lease.billed_us):
+        assert lease.started_us is not None and lease.covered_us is not None
+        assert lease.billed_us is not None
+        at = lease.covered_us
+        unpaid = lease.covered_us - lease.billed_us
+        if lease.declared_us is not None:
+            rest = max(0, lease.declared_us - (lease.covered_us - lease.started_us))
+            ahead = rest if lease.hold_kind == "safe" else min(horizon_us, rest)
+    # At the price that holds now: a reservation, no bill.
+    rate = rate_at(known, at).rate_u_per_hour
+    set_hold(
+        session, lease, cost_u(rate, unpaid + ahead),
+        counters.gpu_us(0, unpaid + ahead, lease.gpu_milli), now=now,
+    )  # fmt: skip
 
 
-def set_hold(session: Session, lease: Lease, amount_u: int, *, now: int) -> None:
-    """Make the lease's open hold ``amount_u``, and the account's total with it."""
-    hold = session.scalar(
-        sa.select(Hold).where(Hold.lease_id == lease.id, Hold.account_id == lease.account_id)
-    )
-    if hold is None:
-        hold = Hold(lease_id=lease.id, account_id=lease.account_id, amount_u=0, updated_us=now)
-        session.add(hold)
-    if hold.state != "open" or hold.amount_u == amount_u:
-        session.flush()
-        return
-    _change(session, lease.account_id, held_u=amount_u - hold.amount_u)
-    hold.amount_u = amount_u
-    hold.updated_us = now
+def set_hold(session: Session, lease: Lease, amount_u: int, gpu_us: int, *, now: int) -> None:
+    """Make the lease's open holds so large, on every account it counts for."""
+    holds = session.scalars(
+        sa.select(Hold)
+        .where(Hold.lease_id == lease.id, Hold.state == "open")
+        .order_by(Hold.account_id)
+    ).all()
+    for hold in holds:
+        if (hold.amount_u, hold.gpu_us) == (amount_u, gpu_us):
+            continue
+        counters.hold(session, [hold.account_id], amount_u - hold.amount_u, gpu_us - hold.gpu_us)
+        hold.amount_u, hold.gpu_us, hold.updated_us = amount_u, gpu_us, now
+    session.flush()
+
+
+def open_hold(
+    session: Session, lease: Lease, chain: list[int], amount_u: int, gpu_us: int, *, now: int
+) -> None:
+    """Note the reservation that admission has taken already, on every account of the chain."""
+    session.add_all(
+        Hold(lease_id=lease.id, account_id=account_id, amount_u=amount_u, gpu_us=gpu_us,
+             updated_us=now)
+        for account_id in chain
+    )  # fmt: skip
     session.flush()
 
 
 def close_hold(session: Session, lease: Lease, *, now: int) -> None:
     """Give back what is still reserved; the lease will reserve nothing again."""
-    set_hold(session, lease, 0, now=now)
+    set_hold(session, lease, 0, 0, now=now)
     session.execute(
         sa.update(Hold)
         .where(Hold.lease_id == lease.id, Hold.state == "open")
@@ -113,7 +164,7 @@ def close_hold(session: Session, lease: Lease, *, now: int) -> None:
     )
 
 
-def accrued(session: Session, lease: Lease, timezone: str) -> tuple[int, int]:
+def accrued(session: Session, lease: Lease, timezones: Collection[str]) -> tuple[int, int]:
     """What user and platform owe for a lease up to ``covered_us``, paid or not (micro-units)."""
     paid = dict(
         session.execute(
@@ -122,15 +173,10 @@ def accrued(session: Session, lease: Lease, timezone: str) -> tuple[int, int]:
             .group_by(Segment.payer)
         ).all()
     )
-    user, writeoff = int(paid.get("user", 0)), int(paid.get("writeoff", 0))
+    user, platform = int(paid.get("user", 0)), int(paid.get("writeoff", 0))
     if None not in (lease.started_us, lease.billed_us, lease.covered_us):
-        assert lease.started_us is not None and lease.billed_us is not None
         assert lease.covered_us is not None
-        open_part = segments.pieces(
-            started_us=lease.started_us, billed_us=lease.billed_us, til_us=lease.covered_us,
-            final=True, stop_requested_us=lease.stop_requested_us,
-            known=rates(session, lease.price_list, lease.slice_type), timezone=timezone,
-        )  # fmt: skip
+        open_part = _pieces(session, lease, lease.covered_us, final=True, timezones=timezones)
         user += segments.total(open_part, "user")
-        writeoff += segments.total(open_part, "writeoff")
-    return user, writeoff
+        platform += sum(piece.amount_u for piece in open_part if piece.payer != "user")
+    return user, platform

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -14,13 +14,40 @@ from gpuslice.units import HOUR_US, cost_u, from_datetime, to_datetime
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a lease's time, half open, at one price: ready to become a segment."""
+    """A part of a lease's time, half open, at one price: ready to become a segment.
+
+    ``payer``: ``user``; ``writeoff``, the platform; ``idle``, nobody's time, the platform's too.
+    """
 
     from_us: int
     til_us: int
     price_id: int
     payer: str
     amount_u: int
+
+
+@dataclass(frozen=True)
+class Payers:
+    """Who pays which part of a lease's time.
+
+    ``idle_til_us``: until then nobody had asked for it (a server the queue started and its user
+    had not opened). ``absorbed_from_us``: from then on the platform pays (the user had asked to
+    stop, or nobody was there to stop it at its limit).
+    """
+
+    absorbed_from_us: int | None = None
+    idle_til_us: int | None = None
+
+    @property
+    def marks(self) -> list[int]:
+        return [mark for mark in (self.absorbed_from_us, self.idle_til_us) if mark is not None]
+
+    def of(self, moment: int) -> str:
+        if self.idle_til_us is not None and moment < self.idle_til_us:
+            return "idle"
+        if self.absorbed_from_us is not None and moment >= self.absorbed_from_us:
+            return "writeoff"
+        return "user"
 
 
 def hours(from_us: int, til_us: int) -> Iterator[int]:
@@ -61,28 +88,27 @@ def pieces(
     billed_us: int,
     til_us: int,
     final: bool,
-    stop_requested_us: int | None,
+    payers: Payers,
     known: list[Rate],
-    timezone: str,
+    timezones: Collection[str],
 ) -> list[Piece]:
     """The segments to write for a lease that is paid up to ``billed_us``.
 
-    Cuts at full hours, local midnights, price changes and the stop request (from there on the
-    platform pays). Unless ``final``, the last, still open piece is left for later.
+    Cuts at full hours, local midnights, price changes and where another one begins to pay.
+    Unless ``final``, the last, still open piece is left for later.
 
     Each amount is the difference of two cumulative costs since the price began to hold for this
     lease, so the amounts of a lease sum to the same whatever the cuts were.
     """
-    marks = [*hours(billed_us, til_us), *days(billed_us, til_us, timezone), *changes(known)]
-    if stop_requested_us is not None:
-        marks.append(stop_requested_us)
+    marks = [*hours(billed_us, til_us), *changes(known), *payers.marks]
+    for timezone in timezones:
+        marks += days(billed_us, til_us, timezone)
     found = []
     for a, b in cut(billed_us, til_us, marks):
         rate = rate_at(known, a)
         anchor = max(started_us, rate.from_us)
         amount = cost_u(rate.rate_u_per_hour, b - anchor) - cost_u(rate.rate_u_per_hour, a - anchor)
-        stopping = stop_requested_us is not None and a >= stop_requested_us
-        found.append(Piece(a, b, rate.price_id, "writeoff" if stopping else "user", amount))
+        found.append(Piece(a, b, rate.price_id, payers.of(a), amount))
     if not final and found:
         found.pop()
     return found

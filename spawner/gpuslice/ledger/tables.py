@@ -136,34 +136,28 @@ class Price(Base, kw_only=True):
     )
 
 
-class QuotaPolicy(Base, kw_only=True):
-    """One limit, from one moment to another. A change closes the row and writes a new one.
+class Policy(Base, kw_only=True):
+    """One version of the limits of everybody, a user, or a group and each of its members.
 
-    ``scope`` says for whom: ``default`` (every user), ``user``, ``group_total``, or
-    ``group_member`` (each member of a group). A NULL limit is *unlimited*.
+    A change closes the row and writes the next version; a removed policy has no open row.
     """
 
-    __tablename__ = "quota_policy"
+    __tablename__ = "policy"
     id: Mapped[int] = _id()
-    #: What the row is a version of, ``scope/account/kind/slice type/period``: one is current.
-    slot: Mapped[str] = mapped_column(sa.String(200))
-    scope: Mapped[str] = mapped_column(sa.String(16))
+    #: Whose: ``everyone``, ``user:<account>`` or ``group:<account>``; one version is current.
+    subject: Mapped[str] = mapped_column(sa.String(64))
     account_id: Mapped[int | None] = mapped_column(sa.ForeignKey("account.id"), default=None)
-    kind: Mapped[str] = mapped_column(sa.String(32))
-    slice_type: Mapped[str | None] = mapped_column(sa.String(64), default=None)
-    limit_value: Mapped[int | None] = mapped_column(Big, default=None)
-    period: Mapped[str] = mapped_column(sa.String(16), default="life")
-    timezone: Mapped[str] = mapped_column(sa.String(64), default="UTC")
+    version: Mapped[int]
+    #: A `gpuslice.quotas.documents.PolicyDocument` as JSON.
+    document: Mapped[str] = mapped_column(sa.Text)
     valid_from_us: Mapped[int] = mapped_column(Big)
     valid_til_us: Mapped[int | None] = mapped_column(Big, default=None)
     actor: Mapped[str] = mapped_column(sa.String(255))
+    reason: Mapped[str | None] = mapped_column(sa.String(500), default=None)
     __table_args__ = (
-        sa.CheckConstraint(
-            "scope IN ('default', 'user', 'group_total', 'group_member')", name="scope"
-        ),
-        sa.CheckConstraint("limit_value IS NULL OR limit_value >= 0", name="limit"),
+        sa.UniqueConstraint("subject", "version"),
         sa.Index(
-            "uq_quota_policy_current", "slot", unique=True,
+            "uq_policy_current", "subject", unique=True,
             sqlite_where=sa.text("valid_til_us IS NULL"),
             postgresql_where=sa.text("valid_til_us IS NULL"),
         ),
@@ -171,10 +165,12 @@ class QuotaPolicy(Base, kw_only=True):
 
 
 class AccountPeriod(Base, kw_only=True):
-    """A projection: what an account has spent, holds and leases in one period.
+    """A projection: what an account has used and holds, by guarded updates only; see `verify`.
 
-    ``slice_type`` '' counts all types. Grants and heartbeats change it by guarded updates only;
-    ``verify`` rebuilds it.
+    ``period`` says what a row counts: ``life`` everything ever, with what is held and active now;
+    ``life`` with a slice type only ``active``; ``bucket`` what began in one quarter of an hour,
+    of which the limits of every period are summed. Every offset of a time zone is a multiple of
+    a quarter of an hour, and segments are cut at the zones' midnights, so no sum is split.
     """
 
     __tablename__ = "account_period"
@@ -185,6 +181,9 @@ class AccountPeriod(Base, kw_only=True):
     spent_u: Mapped[int] = mapped_column(Big, default=0)
     held_u: Mapped[int] = mapped_column(Big, default=0)
     active: Mapped[int] = mapped_column(Big, default=0)
+    #: GPU time, microseconds of a whole GPU.
+    gpu_us: Mapped[int] = mapped_column(Big, default=0)
+    held_gpu_us: Mapped[int] = mapped_column(Big, default=0)
     __table_args__ = (
         sa.CheckConstraint("spent_u >= 0", name="spent"),
         sa.CheckConstraint("held_u >= 0", name="held"),
@@ -232,6 +231,27 @@ class Lease(Base, kw_only=True):
     exit_code: Mapped[int | None] = mapped_column(default=None)
     end_reason: Mapped[str | None] = mapped_column(sa.String(500), default=None)
     ended_us: Mapped[int | None] = mapped_column(Big, default=None)
+    #: How much of a GPU it is, thousandths; GPU-hours count by it. 0: none.
+    gpu_milli: Mapped[int] = mapped_column(default=0)
+    #: The group that it is charged to, if any; see `LeaseAccount` for all that it counts for.
+    group_id: Mapped[int | None] = mapped_column(Big, default=None)
+    #: ``rolling`` or ``safe``, and how long the user said it will run.
+    hold_kind: Mapped[str] = mapped_column(sa.String(8), default="rolling")
+    declared_us: Mapped[int | None] = mapped_column(Big, default=None)
+    #: The longest it may run from its start on.
+    session_us: Mapped[int | None] = mapped_column(Big, default=None)
+    #: An administrator's word that it is not stopped for a limit before then.
+    guaranteed_til_us: Mapped[int | None] = mapped_column(Big, default=None)
+    #: When a limit will end it, as last computed, and which.
+    deadline_us: Mapped[int | None] = mapped_column(Big, default=None)
+    deadline_reason: Mapped[str | None] = mapped_column(sa.String(500), default=None)
+    #: How many minutes before it the user was last told.
+    warned_min: Mapped[int | None] = mapped_column(default=None)
+    #: From here on the platform pays: nobody was there to stop it when its limit was reached.
+    absorbed_from_us: Mapped[int | None] = mapped_column(Big, default=None)
+    #: Started by the queue: until its user opens it (by then at the latest), nobody's time.
+    open_before_us: Mapped[int | None] = mapped_column(Big, default=None)
+    opened_us: Mapped[int | None] = mapped_column(Big, default=None)
     __table_args__ = (
         sa.CheckConstraint(f"{_LIVE} OR state IN ('ended', 'cancelled')", name="state"),
         sa.CheckConstraint("billed_us IS NULL OR billed_us >= started_us", name="billed"),
@@ -242,6 +262,17 @@ class Lease(Base, kw_only=True):
         sa.Index("ix_lease_state", "state"),
         sa.Index("ix_lease_granted", "granted_us", "id"),
     )  # fmt: skip
+
+
+class LeaseAccount(Base, kw_only=True):
+    """An account that a lease counts for: its user's (depth 0), its group's (1), those above."""
+
+    __tablename__ = "lease_account"
+    lease_id: Mapped[str] = mapped_column(sa.ForeignKey("lease.id"), primary_key=True)
+    account_id: Mapped[int] = mapped_column(
+        sa.ForeignKey("account.id"), primary_key=True, index=True
+    )
+    depth: Mapped[int]
 
 
 class Claim(Base, kw_only=True):
@@ -271,13 +302,14 @@ class Claim(Base, kw_only=True):
 
 
 class Hold(Base, kw_only=True):
-    """Money reserved for a lease before it is spent; closed when the lease is settled."""
+    """What is reserved for a lease on one account; closed when the lease is settled."""
 
     __tablename__ = "hold"
     id: Mapped[int] = _id()
     lease_id: Mapped[str] = mapped_column(sa.ForeignKey("lease.id"))
     account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"))
     amount_u: Mapped[int] = mapped_column(Big)
+    gpu_us: Mapped[int] = mapped_column(Big, default=0)
     state: Mapped[str] = mapped_column(sa.String(8), default="open")
     updated_us: Mapped[int] = mapped_column(Big)
     __table_args__ = (
@@ -323,11 +355,151 @@ class Entry(Base, kw_only=True):
     actor: Mapped[str] = mapped_column(sa.String(255))
     memo: Mapped[str] = mapped_column(sa.String(500), default="")
     created_us: Mapped[int] = mapped_column(Big)
+    #: The credit that it granted, used, took back or returned to.
+    grant_id: Mapped[int | None] = mapped_column(Big, default=None)
     __table_args__ = (
         sa.UniqueConstraint("segment_id", "leg"),
         sa.CheckConstraint("amount_u > 0", name="amount"),
         sa.CheckConstraint("debit_id <> credit_id", name="accounts"),
     )
+
+
+class CreditGrant(Base, kw_only=True):
+    """Money given to an account in advance, used up by the entries that name it."""
+
+    __tablename__ = "credit_grant"
+    id: Mapped[int] = _id()
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    amount_u: Mapped[int] = mapped_column(Big)
+    #: A projection of the entries; `verify` rebuilds it.
+    used_u: Mapped[int] = mapped_column(Big, default=0)
+    #: Smaller is used first; then the one that expires sooner.
+    priority: Mapped[int] = mapped_column(default=0)
+    expires_us: Mapped[int | None] = mapped_column(Big, default=None)
+    created_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (
+        sa.CheckConstraint("amount_u > 0", name="amount"),
+        sa.CheckConstraint("used_u >= 0 AND used_u <= amount_u", name="used"),
+    )
+
+
+class Allowance(Base, kw_only=True):
+    """More than a limit says, for a while: what an administrator added, with a reason."""
+
+    __tablename__ = "allowance"
+    id: Mapped[int] = _id()
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    #: ``money`` in micro-units or ``gpu_hours`` in microseconds.
+    kind: Mapped[str] = mapped_column(sa.String(16))
+    amount: Mapped[int] = mapped_column(Big)
+    from_us: Mapped[int] = mapped_column(Big)
+    til_us: Mapped[int] = mapped_column(Big)
+    lease_id: Mapped[str | None] = mapped_column(sa.ForeignKey("lease.id"), default=None)
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    reason: Mapped[str] = mapped_column(sa.String(500))
+    created_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (
+        sa.CheckConstraint("kind IN ('money', 'gpu_hours')", name="kind"),
+        sa.CheckConstraint("amount > 0", name="amount"),
+        sa.CheckConstraint("til_us > from_us", name="order"),
+    )
+
+
+#: States in which a request still waits for its lease or its lease for its user.
+WAITING_STATES = ("waiting", "offered", "starting")
+_WAITING = "state IN ('waiting', 'offered', 'starting')"
+
+
+class QueueRequest(Base, kw_only=True):
+    """A place in the queue; becomes at most one lease."""
+
+    __tablename__ = "request"
+    id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    user_name: Mapped[str] = mapped_column(sa.String(255))
+    server_name: Mapped[str] = mapped_column(sa.String(255))
+    slice_type: Mapped[str] = mapped_column(sa.String(64))
+    #: The user's groups when last looked at, and what the server is to be started with: JSON.
+    groups: Mapped[str] = mapped_column(sa.Text, default="[]")
+    options: Mapped[str] = mapped_column(sa.Text, default="{}")
+    auto_start: Mapped[bool] = mapped_column(default=False)
+    declared_us: Mapped[int | None] = mapped_column(Big, default=None)
+    state: Mapped[str] = mapped_column(sa.String(16), default="waiting")
+    state_us: Mapped[int] = mapped_column(Big)
+    reason: Mapped[str | None] = mapped_column(sa.String(500), default=None)
+    lease_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("lease.id"), default=None, unique=True
+    )
+    offer_til_us: Mapped[int | None] = mapped_column(Big, default=None)
+    version: Mapped[int] = mapped_column(default=1)
+    created_us: Mapped[int] = mapped_column(Big)
+    __table_args__ = (
+        sa.CheckConstraint(
+            f"{_WAITING} OR state IN ('fulfilled', 'left', 'expired', 'refused')", name="state"
+        ),
+        sa.Index(
+            "uq_request_waiting", "account_id", "server_name", unique=True,
+            sqlite_where=sa.text(_WAITING), postgresql_where=sa.text(_WAITING),
+        ),
+        sa.Index("ix_request_state", "state", "created_us"),
+    )  # fmt: skip
+
+
+class Reservation(Base, kw_only=True):
+    """Slices set aside for a group, once or every week; local days and times in its time zone."""
+
+    __tablename__ = "reservation"
+    id: Mapped[int] = _id()
+    account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    title: Mapped[str] = mapped_column(sa.String(255))
+    slice_type: Mapped[str] = mapped_column(sa.String(64))
+    count: Mapped[int]
+    timezone: Mapped[str] = mapped_column(sa.String(64))
+    #: ISO dates and ``HH:MM``; a time til at or before the time from is on the next day.
+    first_day: Mapped[str] = mapped_column(sa.String(10))
+    last_day: Mapped[str] = mapped_column(sa.String(10))
+    #: ``0`` Monday … ``6`` Sunday, as in ``13``; all seven: every day.
+    weekdays: Mapped[str] = mapped_column(sa.String(7))
+    from_time: Mapped[str] = mapped_column(sa.String(5))
+    til_time: Mapped[str] = mapped_column(sa.String(5))
+    #: How long before its start leases that stand in its way are told; None: they go on.
+    notice_us: Mapped[int | None] = mapped_column(Big, default=None)
+    version: Mapped[int] = mapped_column(default=1)
+    actor: Mapped[str] = mapped_column(sa.String(255))
+    reason: Mapped[str] = mapped_column(sa.String(500))
+    created_us: Mapped[int] = mapped_column(Big)
+    cancelled_us: Mapped[int | None] = mapped_column(Big, default=None)
+    __table_args__ = (sa.CheckConstraint("count > 0", name="count"),)
+
+
+class IdempotencyKey(Base, kw_only=True):
+    """A write that was done, and its answer: the same key again changes nothing. Kept for ever."""
+
+    __tablename__ = "idempotency_key"
+    #: Who used it: two callers' keys are two keys.
+    caller: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    #: SHA-256 of method, path and body: another request under the same key is refused.
+    fingerprint: Mapped[str] = mapped_column(sa.String(64))
+    status: Mapped[int]
+    answer: Mapped[str] = mapped_column(sa.Text)
+    created_us: Mapped[int] = mapped_column(Big)
+
+
+class Digest(Base, kw_only=True):
+    """One day's entries and segments as one signed hash, chained to the day before."""
+
+    __tablename__ = "digest"
+    #: ISO date, UTC.
+    day: Mapped[str] = mapped_column(sa.String(10), primary_key=True)
+    first_entry: Mapped[int | None] = mapped_column(Big)
+    last_entry: Mapped[int | None] = mapped_column(Big)
+    entries: Mapped[int] = mapped_column(Big)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    previous: Mapped[str] = mapped_column(sa.String(64))
+    key_id: Mapped[str] = mapped_column(sa.String(64))
+    signature: Mapped[str] = mapped_column(sa.String(200))
+    created_us: Mapped[int] = mapped_column(Big)
 
 
 class NoticeRow(Base, kw_only=True):

@@ -16,10 +16,13 @@ END $$
 """
 
 
-def create(dialect: str, tables: Sequence[str]) -> list[str]:
-    """Statements that make ``tables`` append-only on ``dialect``."""
+def create(dialect: str, tables: Sequence[str], *, first: bool = True) -> list[str]:
+    """Statements that make ``tables`` append-only on ``dialect``.
+
+    ``first`` False: a migration before this one has done so for others already.
+    """
     if dialect == "postgresql":
-        return [_POSTGRES_FUNCTION] + [
+        return [_POSTGRES_FUNCTION] * first + [
             f"CREATE TRIGGER {table}_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION gpuslice_immutable()"
             for table in tables
@@ -32,10 +35,10 @@ def create(dialect: str, tables: Sequence[str]) -> list[str]:
     ]
 
 
-def drop(dialect: str, tables: Sequence[str]) -> list[str]:
+def drop(dialect: str, tables: Sequence[str], *, first: bool = True) -> list[str]:
     """The inverse of `create`."""
     if dialect == "postgresql":
         return [f"DROP TRIGGER {table}_immutable ON {table}" for table in tables] + [
             "DROP FUNCTION gpuslice_immutable()"
-        ]
+        ] * first
     return [f"DROP TRIGGER {table}_no_{verb}" for table in tables for verb in ("update", "delete")]

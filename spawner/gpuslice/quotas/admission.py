@@ -1,55 +1,314 @@
-"""Admission: takes one place under every limit of an account, or refuses and says which limit."""
+"""Admission: looks at every limit that binds a lease, and takes its place under all of them.
+
+`decide` and `admit` run the same checks on the same rows; `admit` then uses the limits up by
+guarded updates, in ascending order of accounts, so what it was told still holds when it writes.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
-from gpuslice.ledger.tables import AccountPeriod
-from gpuslice.quotas.policies import CONCURRENT_SLICES, limit_for
+from gpuslice.ledger import counters, credit
+from gpuslice.ledger.database import Conflict
+from gpuslice.ledger.prices import DEFAULT_LIST, NoPriceError, rate_at, rates
+from gpuslice.ledger.tables import AccountPeriod, Allowance
+from gpuslice.quotas.chain import Chain, candidates
+from gpuslice.quotas.documents import zone_of
+from gpuslice.quotas.periods import window
+from gpuslice.quotas.rules import Effective, Rule, effective
+from gpuslice.quotas.words import amount, refusal_text
+from gpuslice.units import SECOND_US, cost_u
 
 
-def admit(session: Session, account_id: int, groups: Sequence[str]) -> None:
-    """Count one more lease on the account, in the caller's transaction.
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for; durations in microseconds."""
+
+    user: str
+    groups: Sequence[str]
+    slice_type: str
+    gpu_milli: int
+    horizon_us: int
+    #: Of the platform, where a policy names none.
+    timezone: str
+    currency: str
+    #: The group the user chose to be charged, and how long the user said it will run.
+    group: str | None = None
+    declared_us: int | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit, looked at: what counts already, what is asked, and whether it admits."""
+
+    rule: Rule
+    used: int
+    held: int
+    asked: int
+    #: The limit with what an administrator has added for now; None is *unlimited*.
+    limit: int | None
+    ok: bool
+    #: When this would be another answer at the latest, if that can be known.
+    again_us: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of one chain, and what a lease admitted by them would be."""
+
+    chain: Chain
+    effective: Effective
+    checks: tuple[Check, ...]
+    price_list: str
+    hold_u: int
+    hold_gpu_us: int
+    hold_kind: str
+    session_us: int | None
+    declared_us: int | None
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+
+def decide(session: Session, account_id: int, ask: Ask, *, now: int) -> list[Verdict]:
+    """What every chain of the user says, in the order they are tried; changes nothing.
 
     Raises:
-        Refused: ``leases-limit``; nothing was changed.
+        Refused: the group is not the user's, or the time that was declared is missing or too
+            long.
+        NoPriceError: the slice type has no price.
     """
-    limit = limit_for(session, account_id, groups, CONCURRENT_SLICES)
-    _ensure_row(session, account_id)
-    guard = sa.true() if limit.value is None else AccountPeriod.active < limit.value
+    chains = candidates(session, account_id, ask.user, ask.groups, ask.group)
+    return [_verdict(session, chain, ask, now) for chain in chains]
+
+
+def admit(session: Session, account_id: int, ask: Ask, *, now: int) -> Verdict:
+    """Take one place under every limit, in the caller's transaction; the chain that is charged.
+
+    Raises:
+        Refused: naming the limit that failed; nothing was changed.
+        Conflict: somebody else took it between our look and our update; to be tried again.
+    """
+    verdicts = decide(session, account_id, ask, now=now)
+    chosen = next((verdict for verdict in verdicts if verdict.ok), None)
+    if chosen is None:
+        raise refuse(verdicts[0], ask, now)
+    _take(session, chosen, ask)
+    return chosen
+
+
+def refuse(verdict: Verdict, ask: Ask, now: int) -> Refused:
+    """The first limit that failed, in words: what it is, what counts, when to try again."""
+    failed = next(check for check in verdict.checks if not check.ok)
+    again = failed.again_us
+    return Refused(
+        _REASONS[failed.rule.kind],
+        refusal_text(failed.rule, failed.limit, failed.used, failed.held, failed.asked, again,
+                     ask.slice_type, zone_of(ask.timezone), ask.currency),
+        status=403 if failed.rule.kind == "slice-types" else 409,
+        limit=amount(failed.rule, failed.limit, ask.currency),
+        retry_after_s=None if again is None else max(1, (again - now) // SECOND_US + 1),
+    )  # fmt: skip
+
+
+_REASONS = {
+    "slice-types": "slice-not-allowed",
+    "slices": "leases-limit",
+    "slices-of-type": "slice-type-limit",
+    "gpu-hours": "gpu-hours-limit",
+    "money": "budget-limit",
+    "credit": "credit-limit",
+}
+
+
+# --- one chain --------------------------------------------------------------------------------
+
+
+def _verdict(session: Session, chain: Chain, ask: Ask, now: int) -> Verdict:
+    holding = effective(chain, ask.slice_type, ask.timezone)
+    declared = _declared(holding, ask)
+    length = ask.horizon_us if declared is None else min(ask.horizon_us, declared)
+    if holding.hold == "safe" and declared is not None:
+        length = declared
+    price_list, rate = _price(session, holding.price_list, ask.slice_type, now)
+    hold_u = cost_u(rate, length)
+    hold_gpu_us = counters.gpu_us(0, length, ask.gpu_milli)
+    checks = tuple(_check(session, rule, ask, hold_u, hold_gpu_us, now) for rule in holding.rules)
+    return Verdict(
+        chain=chain, effective=holding, checks=checks, price_list=price_list, hold_u=hold_u,
+        hold_gpu_us=hold_gpu_us, hold_kind=holding.hold, session_us=holding.session_us,
+        declared_us=declared,
+    )  # fmt: skip
+
+
+def _declared(holding: Effective, ask: Ask) -> int | None:
+    """How long the user said it will run; with a safe hold that has to be said or follow."""
+    longest = holding.session_us
+    declared = ask.declared_us
+    if declared is not None and longest is not None and declared > longest:
+        hours = f"{longest / 3_600_000_000:g} hours"
+        raise Refused(
+            "session-limit",
+            f"A session lasts at most {hours} ({holding.session_source}); ask for less time.",
+            status=409, limit=hours,
+        )  # fmt: skip
+    if holding.hold == "safe" and declared is None:
+        if longest is None:
+            raise Refused(
+                "duration-missing",
+                "Here the cost of a whole session is reserved when it starts: say how many hours "
+                "you need.",
+                status=422,
+            )
+        return longest
+    return declared
+
+
+def _price(session: Session, wanted: str | None, slice_type: str, now: int) -> tuple[str, int]:
+    """The price list that has a price for this type now, the group's own first."""
+    for price_list in (wanted, DEFAULT_LIST):
+        if price_list is None:
+            continue
+        try:
+            known = rates(session, price_list, slice_type)
+            return price_list, rate_at(known, now).rate_u_per_hour
+        except NoPriceError:
+            continue
+    raise NoPriceError(f"slice type {slice_type} has no price")
+
+
+def _check(
+    session: Session, rule: Rule, ask: Ask, hold_u: int, hold_gpu_us: int, now: int
+) -> Check:
+    match rule.kind:
+        case "slice-types":
+            ok = rule.allowed is None or ask.slice_type in rule.allowed
+            return Check(rule, 0, 0, 1, rule.limit, ok)
+        case "slices" | "slices-of-type":
+            active = counters.held(session, rule.account_id, rule.slice_type or "").active
+            ok = rule.limit is None or active + 1 <= rule.limit
+            return Check(rule, 0, active, 1, rule.limit, ok)
+        case "credit":
+            held = counters.held(session, rule.account_id).held_u
+            left = credit.left(session, rule.account_id, now)
+            # What costs nothing needs no credit: a CPU slice may be free.
+            ok = hold_u == 0 or held + hold_u <= left
+            return Check(rule, 0, held, hold_u, left, ok)
+    return _periodic(session, rule, hold_u, hold_gpu_us, now)
+
+
+def _periodic(session: Session, rule: Rule, hold_u: int, hold_gpu_us: int, now: int) -> Check:
+    """GPU-hours or money: what the period has seen, with what is reserved on top."""
+    span = window(rule.period, zone_of(rule.zone), now)
+    of_money = rule.kind == "money"
+    used = counters.used(session, [rule.account_id], span.start_us)[rule.account_id]
+    held = counters.held(session, rule.account_id)
+    counted = used.spent_u if of_money else used.gpu_us
+    reserved = held.held_u if of_money else held.held_gpu_us
+    asked = hold_u if of_money else hold_gpu_us
+    limit = rule.limit
+    if limit is not None:
+        limit += allowed_more(session, rule, now)
+    ok = limit is None or asked == 0 or counted + reserved + asked <= limit
+    again = None
+    if not ok and limit is not None:
+        again = span.end_us
+        if rule.period.kind == "rolling":
+            again = _rolls_out(session, rule, limit - reserved - asked, now)
+    return Check(rule, counted, reserved, asked, limit, ok, again)
+
+
+def allowed_more(session: Session, rule: Rule, now: int) -> int:
+    """What administrators have added to this limit for now."""
+    kind = "money" if rule.kind == "money" else "gpu_hours"
+    return int(
+        session.scalar(
+            sa.select(sa.func.coalesce(sa.func.sum(Allowance.amount), 0)).where(
+                Allowance.account_id == rule.account_id, Allowance.kind == kind,
+                Allowance.from_us <= now, Allowance.til_us > now,
+            )
+        )
+        or 0
+    )  # fmt: skip
+
+
+def _rolls_out(session: Session, rule: Rule, room: int, now: int) -> int | None:
+    """When so much has left a rolling window that ``room`` is enough; None: it never will."""
+    if room < 0:
+        return None
+    length = rule.period.hours * 3_600_000_000
+    found = counters.buckets(session, rule.account_id, now - length)
+    left = sum(_of(rule, used) for _, used in found)
+    for start, used in found:
+        left -= _of(rule, used)
+        if left <= room:
+            return start + length + 1
+    return None
+
+
+def _of(rule: Rule, used: counters.Used) -> int:
+    return used.spent_u if rule.kind == "money" else used.gpu_us
+
+
+# --- taking -----------------------------------------------------------------------------------
+
+
+def _take(session: Session, verdict: Verdict, ask: Ask) -> None:
+    """Count one more lease and its reservation on every account of the chain."""
+    of_account: dict[int, list[Check]] = defaultdict(list)
+    for check in verdict.checks:
+        of_account[check.rule.account_id].append(check)
+    for account_id in sorted(verdict.chain.account_ids):
+        checks = of_account[account_id]
+        _guarded(session, account_id, "", verdict, [
+            guard for check in checks for guard in _guards(check)
+        ])  # fmt: skip
+        _guarded(session, account_id, ask.slice_type, None, [
+            AccountPeriod.active + 1 <= check.limit
+            for check in checks
+            if check.rule.kind == "slices-of-type" and check.limit is not None
+        ])  # fmt: skip
+
+
+def _guards(check: Check) -> list[sa.ColumnElement[bool]]:
+    if check.limit is None:
+        return []
+    match check.rule.kind:
+        case "slices":
+            return [AccountPeriod.active + 1 <= check.limit]
+        case "money" if check.asked:
+            return [AccountPeriod.held_u + check.asked <= check.limit - check.used]
+        case "gpu-hours" if check.asked:
+            return [AccountPeriod.held_gpu_us + check.asked <= check.limit - check.used]
+        case "credit" if check.asked:
+            return [AccountPeriod.held_u + check.asked <= check.limit]
+    return []
+
+
+def _guarded(
+    session: Session, account_id: int, slice_type: str, verdict: Verdict | None,
+    guards: Sequence[sa.ColumnElement[bool]],
+) -> None:  # fmt: skip
+    counters.ensure(session, account_id, slice_type)
+    more = {"active": AccountPeriod.active + 1}
+    if verdict is not None:
+        more["held_u"] = AccountPeriod.held_u + verdict.hold_u
+        more["held_gpu_us"] = AccountPeriod.held_gpu_us + verdict.hold_gpu_us
     taken = session.execute(
         sa.update(AccountPeriod)
-        .where(AccountPeriod.account_id == account_id, AccountPeriod.slice_type == "", guard)
-        .values(active=AccountPeriod.active + 1)
+        .where(
+            AccountPeriod.account_id == account_id, AccountPeriod.slice_type == slice_type,
+            AccountPeriod.period == counters.LIFE, AccountPeriod.start_us == 0, *guards,
+        )
+        .values(more)
         .execution_options(synchronize_session=False)
-    )
-    if taken.rowcount == 1:  # type: ignore[attr-defined]
-        return
-    slices = "slice" if limit.value == 1 else "slices"
-    raise Refused(
-        "leases-limit",
-        f"You may hold {limit.value} {slices} at a time ({limit.source}) and hold as many already; "
-        "stop one of your servers first, or ask an administrator for more.",
-        status=409,
-        limit=f"{limit.value} {slices} at a time",
-    )
-
-
-def leave(session: Session, account_id: int) -> None:
-    """Give the place back when a lease has ended."""
-    session.execute(
-        sa.update(AccountPeriod)
-        .where(AccountPeriod.account_id == account_id, AccountPeriod.slice_type == "")
-        .values(active=AccountPeriod.active - 1)
-        .execution_options(synchronize_session=False)
-    )
-
-
-def _ensure_row(session: Session, account_id: int) -> None:
-    if session.get(AccountPeriod, (account_id, "", "life", 0)) is None:
-        session.add(AccountPeriod(account_id=account_id))
-        session.flush()
+    )  # fmt: skip
+    if taken.rowcount != 1:  # type: ignore[attr-defined]
+        raise Conflict(f"the limits of account {account_id} changed under us")

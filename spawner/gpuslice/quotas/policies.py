@@ -1,117 +1,194 @@
-"""Limits: set as new versions, read as the one limit that holds for a user now."""
+"""Policies as they are kept: versions of documents, set with an actor and never edited."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from gpuslice.errors import Refused
 from gpuslice.ledger import accounts
-from gpuslice.ledger.tables import Audit, QuotaPolicy
+from gpuslice.ledger.tables import Audit, Policy
+from gpuslice.quotas.documents import UNLIMITED, PolicyDocument
 
-#: How many leases one account may hold at a time, of any slice type.
-CONCURRENT_SLICES = "concurrent_slices"
 #: The actor of what came from gpuslice.toml.
 SETTINGS = "settings"
+EVERYONE = "everyone"
+_SOURCES = {"user": accounts.HUB_USER, "group": accounts.HUB_GROUP}
 
 
 @dataclass(frozen=True)
-class Limit:
-    """A limit that holds, and where it comes from, for the refusal's text."""
+class Stored:
+    """One version of a policy."""
 
-    value: int | None
-    source: str
+    subject: str
+    account_id: int | None
+    version: int
+    document: PolicyDocument
+    valid_from_us: int
+    valid_til_us: int | None
+    actor: str
+    reason: str | None
 
 
-def _slot(scope: str, account_id: int | None, kind: str) -> str:
-    return f"{scope}/{account_id or ''}/{kind}//life"
+def subject_of(kind: str, account_id: int | None) -> str:
+    """What a policy is kept under: ``everyone``, ``user:ID`` or ``group:ID``."""
+    return EVERYONE if account_id is None else f"{kind}:{account_id}"
 
 
-def current(session: Session, scope: str, account_id: int | None, kind: str) -> QuotaPolicy | None:
-    """The version of a policy that holds now."""
-    return session.scalar(
-        sa.select(QuotaPolicy).where(
-            QuotaPolicy.slot == _slot(scope, account_id, kind), QuotaPolicy.valid_til_us.is_(None)
-        )
+def current(session: Session, subject: str) -> Stored | None:
+    """The version that holds now."""
+    row = session.scalar(
+        sa.select(Policy).where(Policy.subject == subject, Policy.valid_til_us.is_(None))
     )
+    return None if row is None else _stored(row)
 
 
-def set_limit(
-    session: Session,
-    scope: str,
-    account_id: int | None,
-    kind: str,
-    value: int | None,
-    *,
-    actor: str,
-    now: int,
-    reason: str | None = None,
-    subject: str | None = None,
-) -> bool:
-    """Make ``value`` (None: unlimited) the limit from now on; returns whether it changed."""
-    before = current(session, scope, account_id, kind)
-    if before is not None and before.limit_value == value:
-        return False
-    if before is not None:
-        before.valid_til_us = now
-        session.flush()
-    slot = _slot(scope, account_id, kind)
-    session.add(
-        QuotaPolicy(
-            slot=slot, scope=scope, account_id=account_id, kind=kind, limit_value=value,
-            valid_from_us=now, actor=actor,
+def at(session: Session, subject: str, moment: int) -> Stored | None:
+    """The version that held at a moment."""
+    row = session.scalar(
+        sa.select(Policy)
+        .where(
+            Policy.subject == subject,
+            Policy.valid_from_us <= moment,
+            sa.or_(Policy.valid_til_us.is_(None), Policy.valid_til_us > moment),
         )
+        .order_by(Policy.version.desc())
+        .limit(1)
+    )
+    return None if row is None else _stored(row)
+
+
+def every_current(session: Session) -> list[Stored]:
+    """All policies that hold now."""
+    rows = session.scalars(
+        sa.select(Policy).where(Policy.valid_til_us.is_(None)).order_by(Policy.subject)
+    )
+    return [_stored(row) for row in rows]
+
+
+def history(session: Session, subject: str) -> list[Stored]:
+    """Every version there ever was, newest first."""
+    rows = session.scalars(
+        sa.select(Policy).where(Policy.subject == subject).order_by(Policy.version.desc())
+    )
+    return [_stored(row) for row in rows]
+
+
+def _stored(row: Policy) -> Stored:
+    return Stored(
+        subject=row.subject, account_id=row.account_id, version=row.version,
+        document=PolicyDocument.model_validate_json(row.document),
+        valid_from_us=row.valid_from_us, valid_til_us=row.valid_til_us, actor=row.actor,
+        reason=row.reason,
     )  # fmt: skip
+
+
+def set_policy(
+    session: Session,
+    subject: str,
+    account_id: int | None,
+    document: PolicyDocument | None,
+    *,
+    expected: int | None,
+    actor: str,
+    reason: str | None,
+    now: int,
+    name: str | None = None,
+) -> Stored | None:
+    """Make ``document`` the policy from now on; None removes it. The old version is kept.
+
+    Args:
+        expected: The version that was read; None: there was none.
+        name: Whose it is, for the audit.
+
+    Raises:
+        Refused: somebody else changed it in the meantime, or it says what its subject cannot.
+    """
+    if document is not None and document.total is not None and not subject.startswith("group:"):
+        raise Refused(
+            "total-of-a-user", "Only a group has limits in all; a user's are under 'each'.",
+            status=422,
+        )  # fmt: skip
+    before = current(session, subject)
+    if (before.version if before is not None else None) != expected:
+        is_now = f"it is at version {before.version}" if before else "there is none any more"
+        raise Refused(
+            "stale-version",
+            f"This policy was changed by somebody else in the meantime ({is_now}); "
+            "look at it again.",
+            status=409,
+        )
+    if document == (before.document if before is not None else None):
+        return before
+    if before is not None:
+        session.execute(
+            sa.update(Policy)
+            .where(Policy.subject == subject, Policy.valid_til_us.is_(None))
+            .values(valid_til_us=now)
+            .execution_options(synchronize_session=False)
+        )
+    if document is not None:
+        newest = session.scalar(
+            sa.select(sa.func.max(Policy.version)).where(Policy.subject == subject)
+        )
+        session.add(
+            Policy(
+                subject=subject, account_id=account_id, version=(newest or 0) + 1,
+                document=_json(document), valid_from_us=now, actor=actor[:255],
+                reason=None if reason is None else reason[:500],
+            )
+        )  # fmt: skip
     session.add(
         Audit(
-            at_us=now, actor=actor, action="quota.set", subject=subject or slot, reason=reason,
-            before=None if before is None else json.dumps(before.limit_value),
-            after=json.dumps(value),
+            at_us=now, actor=actor[:255], reason=None if reason is None else reason[:500],
+            action="policy.set" if document is not None else "policy.remove",
+            subject=(name or subject)[:255],
+            before=None if before is None else _json(before.document),
+            after=None if document is None else _json(document),
         )
     )  # fmt: skip
     session.flush()
-    return True
+    return current(session, subject)
 
 
-def follow_settings(session: Session, kind: str, value: int | None, *, now: int) -> None:
-    """Make the configured default hold if the configuration has changed since it was last read.
+def _json(document: PolicyDocument) -> str:
+    return document.model_dump_json(exclude_defaults=True)
 
-    A default that an administrator has set since then stands: a restart changes no limit.
+
+def zones(session: Session) -> frozenset[str]:
+    """The time zones that policies name now."""
+    named = {stored.document.timezone for stored in every_current(session)}
+    return frozenset(zone for zone in named if zone is not None)
+
+
+def account_of(session: Session, kind: str, name: str, now: int) -> int:
+    """The account of a user or a group, opened on first use."""
+    return accounts.find_or_open(session, _SOURCES[kind], name, now)
+
+
+def follow_settings(session: Session, slices: int | None, *, now: int) -> None:
+    """Make the configured number of slices everybody's if the configuration has changed.
+
+    What an administrator has set since the configuration was last read stands: a restart changes
+    no limit.
     """
+    value = UNLIMITED if slices is None else slices
     configured = session.scalar(
-        sa.select(QuotaPolicy)
-        .where(QuotaPolicy.slot == _slot("default", None, kind), QuotaPolicy.actor == SETTINGS)
-        .order_by(QuotaPolicy.id.desc())
+        sa.select(Policy)
+        .where(Policy.subject == EVERYONE, Policy.actor == SETTINGS)
+        .order_by(Policy.version.desc())
         .limit(1)
     )
-    if configured is None or configured.limit_value != value:
-        set_limit(session, "default", None, kind, value, actor=SETTINGS, now=now)
-
-
-def limit_for(session: Session, account_id: int, groups: Sequence[str], kind: str) -> Limit:
-    """The limit that holds for a user: the user's own, else the groups', else the default.
-
-    Of several groups the most generous counts: a user is in a course *and* in a lab to have what
-    either gives. Without any policy there is no limit.
-    """
-    own = current(session, "user", account_id, kind)
-    if own is not None:
-        return Limit(own.limit_value, "your own limit")
-    of_groups = []
-    for group in groups:
-        group_account = accounts.find(session, accounts.HUB_GROUP, group)
-        if group_account is None:
-            continue
-        policy = current(session, "group_member", group_account, kind)
-        if policy is not None:
-            of_groups.append(Limit(policy.limit_value, f"the limit of group {group}"))
-    if of_groups:
-        unlimited = [limit for limit in of_groups if limit.value is None]
-        return (unlimited or sorted(of_groups, key=lambda limit: -(limit.value or 0)))[0]
-    default = current(session, "default", None, kind)
-    if default is not None:
-        return Limit(default.limit_value, "the limit for everybody")
-    return Limit(None, "no limit")
+    if configured is not None and _stored(configured).document.each.slices == value:
+        return
+    before = current(session, EVERYONE)
+    document = before.document if before is not None else PolicyDocument()
+    changed = document.model_copy(
+        update={"each": document.each.model_copy(update={"slices": value})}
+    )
+    set_policy(
+        session, EVERYONE, None, changed, expected=before.version if before else None,
+        actor=SETTINGS, reason="gpuslice.toml", now=now,
+    )  # fmt: skip

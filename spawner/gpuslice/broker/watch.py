@@ -1,0 +1,272 @@
+"""Holds running leases to their limits: computes when each must end, warns, and orders the stop.
+
+One pass over all running leases in one transaction, with one query for each kind of figure and
+not for each lease. What is decided here is committed before anything is asked of hub or node.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gpuslice.broker import deadline, lifecycle
+from gpuslice.ledger import counters, credit
+from gpuslice.ledger.prices import Rate, rate_at, rates
+from gpuslice.ledger.tables import LIVE_STATES, Account, Lease, LeaseAccount
+from gpuslice.quotas import policies
+from gpuslice.quotas.admission import allowed_more
+from gpuslice.quotas.chain import Chain, Link
+from gpuslice.quotas.documents import zone_of
+from gpuslice.quotas.periods import Window, window
+from gpuslice.quotas.policies import Stored
+from gpuslice.quotas.rules import Effective, Rule, effective
+from gpuslice.quotas.words import amount
+from gpuslice.units import HOUR_US, MINUTE_US
+from gpuslice.wire import LeaseState
+
+_ACTOR = "budget watch"
+_FILES = "Your files stay. You may go on in a slice that your limits still allow, such as CPU."
+
+
+@dataclass(frozen=True)
+class WatchRules:
+    """What the watch needs to know of the platform; durations in microseconds."""
+
+    timezone: str
+    currency: str
+    grace_us: int
+
+
+@dataclass(frozen=True)
+class _End:
+    """Why a lease would end, and when."""
+
+    at_us: int
+    reason: str
+
+
+@dataclass
+class _Tick:
+    """What one pass has read; every figure once."""
+
+    session: Session
+    now: int
+    rules: WatchRules
+    leases: list[Lease] = field(default_factory=list)
+    chains: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    #: Leases that hold a slice on each account, oldest first: which are too many is then clear.
+    holding: dict[int, list[Lease]] = field(default_factory=lambda: defaultdict(list))
+    names: dict[int, str] = field(default_factory=dict)
+    #: What is used but not billed yet, and what one more hour uses, per account.
+    unbilled: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    per_hour: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    _used: dict[tuple[int, int], counters.Used] = field(default_factory=dict)
+    _policies: dict[str, Stored | None] = field(default_factory=dict)
+    _rates: dict[tuple[str, str], list[Rate]] = field(default_factory=dict)
+
+    def policy(self, subject: str) -> Stored | None:
+        if subject not in self._policies:
+            self._policies[subject] = policies.current(self.session, subject)
+        return self._policies[subject]
+
+    def rate(self, lease: Lease) -> int:
+        key = (lease.price_list, lease.slice_type)
+        if key not in self._rates:
+            self._rates[key] = rates(self.session, *key)
+        return rate_at(self._rates[key], self.now).rate_u_per_hour
+
+    def used(self, account_id: int, start_us: int) -> counters.Used:
+        """What an account has used since, with one query for all accounts of the pass."""
+        if (account_id, start_us) not in self._used:
+            found = counters.used(self.session, sorted({*self.names, account_id}), start_us)
+            for other, used in found.items():
+                self._used[other, start_us] = used
+        return self._used[account_id, start_us]
+
+
+def look(session: Session, rules: WatchRules, *, now: int) -> list[str]:
+    """Bring every running lease's deadline up to date; the leases whose stop was just ordered."""
+    tick = _read(session, rules, now)
+    ended = []
+    for lease in tick.leases:
+        end = min(_ends(tick, lease), key=lambda one: one.at_us, default=None)
+        at = deadline.next_deadline(
+            end.at_us if end else None, lease.deadline_us, lease.guaranteed_til_us, now,
+            rules.grace_us,
+        )  # fmt: skip
+        lease.deadline_us = at
+        lease.deadline_reason = end.reason[:500] if end is not None and at is not None else None
+        if at is None or end is None:
+            lease.warned_min = None
+        elif at <= now:
+            lifecycle.request_stop(session, lease.id, end.reason, _ACTOR, now=now)
+            ended.append(lease.id)
+        else:
+            _warn(tick, lease, at, end.reason)
+    session.flush()
+    return ended
+
+
+def _read(session: Session, rules: WatchRules, now: int) -> _Tick:
+    tick = _Tick(session, now, rules)
+    live = session.scalars(
+        sa.select(Lease)
+        .where(Lease.state.in_(LIVE_STATES))
+        .order_by(Lease.granted_us, Lease.id)
+        .execution_options(populate_existing=True)
+    ).all()
+    by_id = {lease.id: lease for lease in live}
+    links = session.execute(
+        sa.select(LeaseAccount.lease_id, LeaseAccount.account_id, Account.label)
+        .join(Account, Account.id == LeaseAccount.account_id)
+        .join(Lease, Lease.id == LeaseAccount.lease_id)
+        .where(Lease.state.in_(LIVE_STATES))
+        .order_by(LeaseAccount.lease_id, LeaseAccount.depth)
+    )
+    for lease_id, account_id, label in links:
+        tick.chains[lease_id].append(account_id)
+        tick.names[account_id] = label
+    for lease in live:
+        for account_id in tick.chains[lease.id]:
+            tick.holding[account_id].append(by_id[lease.id])
+    for lease in live:
+        if lease.state == LeaseState.RUNNING and lease.stop_requested_us is None:
+            tick.leases.append(lease)
+            _draws(tick, lease)
+    return tick
+
+
+def _draws(tick: _Tick, lease: Lease) -> None:
+    """Count what this lease has used since its last segment, and uses, on all its accounts."""
+    unopened = lease.open_before_us is not None and lease.opened_us is None
+    if lease.billed_us is None or unopened:
+        return
+    rate = tick.rate(lease)
+    unbilled_us = max(0, tick.now - lease.billed_us)
+    for account_id in tick.chains[lease.id]:
+        tick.unbilled["money", account_id] += rate * unbilled_us // HOUR_US
+        tick.per_hour["money", account_id] += rate
+        tick.unbilled["gpu-hours", account_id] += unbilled_us * lease.gpu_milli // 1000
+        tick.per_hour["gpu-hours", account_id] += lease.gpu_milli * HOUR_US // 1000
+
+
+# --- what ends a lease ------------------------------------------------------------------------
+
+
+def _ends(tick: _Tick, lease: Lease) -> Iterator[_End]:
+    holding = _effective(tick, lease)
+    yield from _own_end(lease, holding)
+    for rule in holding.rules:
+        match rule.kind:
+            case "slice-types":
+                if rule.allowed is not None and lease.slice_type not in rule.allowed:
+                    yield _End(tick.now, f"Slices of this type are no longer yours ({rule.source})")
+            case "slices" | "slices-of-type":
+                yield from _too_many(tick, lease, rule)
+            case _ if lease.hold_kind != "safe":
+                yield from _used_up(tick, lease, rule)
+
+
+def _effective(tick: _Tick, lease: Lease) -> Effective:
+    """What holds for a lease now; where a change counts at the next start only, what held then."""
+    now = _chain(tick, lease, None)
+    found = effective(now, lease.slice_type, tick.rules.timezone)
+    if found.when_lowered == "grace":
+        return found
+    return effective(_chain(tick, lease, lease.granted_us), lease.slice_type, tick.rules.timezone)
+
+
+def _chain(tick: _Tick, lease: Lease, moment: int | None) -> Chain:
+    def policy(subject: str) -> Stored | None:
+        if moment is None:
+            return tick.policy(subject)
+        return policies.at(tick.session, subject, moment)
+
+    user, *groups = tick.chains[lease.id]
+    return Chain(
+        user=Link(user, tick.names[user], policy(f"user:{user}")),
+        groups=tuple(Link(one, tick.names[one], policy(f"group:{one}")) for one in groups),
+        everyone=policy(policies.EVERYONE),
+    )
+
+
+def _own_end(lease: Lease, holding: Effective) -> Iterator[_End]:
+    """The longest session, the time its user declared, and a server nobody has opened."""
+    assert lease.started_us is not None
+    if holding.session_us is not None:
+        text = f"A session lasts {holding.session_us / HOUR_US:g} hours ({holding.session_source})"
+        yield _End(lease.started_us + holding.session_us, text)
+    if lease.declared_us is not None:
+        text = f"The {lease.declared_us / HOUR_US:g} hours that were asked for are over"
+        yield _End(lease.started_us + lease.declared_us, text)
+    if lease.open_before_us is not None and lease.opened_us is None:
+        yield _End(lease.open_before_us, "Nobody opened the server after its turn had come")
+
+
+def _too_many(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
+    """The newest leases end where there are more than may be held now."""
+    mine = [
+        one
+        for one in tick.holding[rule.account_id]
+        if rule.slice_type is None or one.slice_type == rule.slice_type
+    ]
+    if rule.limit is not None and lease in mine[rule.limit :]:
+        yield _End(tick.now, f"Only {amount(rule, rule.limit)} may be held now ({rule.source})")
+
+
+def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
+    kind: Literal["money", "gpu-hours"] = "gpu-hours" if rule.kind == "gpu-hours" else "money"
+    if not tick.per_hour[kind, rule.account_id] or not _draws_on(tick, lease, kind):
+        return
+    if rule.kind == "credit":
+        span = Window(0, None)
+        limit: int | None = credit.left(tick.session, rule.account_id, tick.now)
+        used = 0
+    else:
+        span = window(rule.period, zone_of(rule.zone), tick.now)
+        more = allowed_more(tick.session, rule, tick.now) if rule.limit is not None else 0
+        limit = None if rule.limit is None else rule.limit + more
+        counted = tick.used(rule.account_id, span.start_us)
+        used = counted.spent_u if kind == "money" else counted.gpu_us
+    if limit is None:
+        return
+    used += tick.unbilled[kind, rule.account_id]
+    resets = span.end_us if rule.period.kind != "rolling" else None
+    draw = deadline.Draw(limit - used, tick.per_hour[kind, rule.account_id], resets)
+    at = deadline.used_up_at(draw, tick.now)
+    said = f"{amount(rule, limit, tick.rules.currency)} ({rule.source})"
+    if at is not None:
+        yield _End(at, f"{said} {'is' if rule.kind == 'credit' else 'are'} used up")
+    percent = deadline.percent_reached(used, limit)
+    if percent is not None and rule.kind != "credit":
+        lifecycle.notice(
+            tick.session, lease, f"used-{percent}", "warning",
+            f"{percent} % of {said} are used.", tick.now,
+            key=f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}:{span.start_us}"
+            if rule.period.kind != "rolling"
+            else f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}",
+        )  # fmt: skip
+
+
+def _draws_on(tick: _Tick, lease: Lease, kind: str) -> bool:
+    """What costs nothing is not ended by a budget, nor what has no GPU by GPU-hours."""
+    return tick.rate(lease) > 0 if kind == "money" else lease.gpu_milli > 0
+
+
+def _warn(tick: _Tick, lease: Lease, at_us: int, reason: str) -> None:
+    due, given = deadline.warning(at_us, lease.warned_min, tick.now)
+    lease.warned_min = given
+    if due is None:
+        return
+    left = max(1, round((at_us - tick.now) / MINUTE_US))
+    minutes = f"{left} minute{'' if left == 1 else 's'}"
+    lifecycle.notice(
+        tick.session, lease, f"ends-{due}", "warning",
+        f"This server is stopped in {minutes}: {reason}. Save your work. {_FILES}", tick.now,
+        key=f"ends{due}:{lease.id}:{tick.now}",
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""The projections of use per account: one door for all that reads or changes them.
+
+Everything runs in the caller's transaction. A change is an ``UPDATE … SET x = x + d``, so two
+transactions never overwrite each other; `gpuslice.ledger.verify` rebuilds every figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from gpuslice.ledger.tables import AccountPeriod, LeaseAccount
+from gpuslice.units import MINUTE_US
+
+LIFE = "life"
+BUCKET = "bucket"
+#: Every time zone's offset is a multiple of a quarter of an hour, so every period is whole ones.
+BUCKET_US = 15 * MINUTE_US
+
+
+@dataclass(frozen=True)
+class Used:
+    """What was used and is billed: micro-units, and microseconds of a whole GPU."""
+
+    spent_u: int = 0
+    gpu_us: int = 0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is reserved now, and how many slices are held."""
+
+    held_u: int = 0
+    held_gpu_us: int = 0
+    active: int = 0
+
+
+def bucket(moment: int) -> int:
+    """The start of the quarter of an hour that ``moment`` is in."""
+    return moment // BUCKET_US * BUCKET_US
+
+
+def gpu_us(from_us: int, til_us: int, gpu_milli: int) -> int:
+    """GPU time of a segment: its length by the share of a GPU, rounded down."""
+    return (til_us - from_us) * gpu_milli // 1000
+
+
+def of_lease(session: Session, lease_id: str) -> list[int]:
+    """The accounts that a lease counts for: its user's first, then the group's and those above."""
+    return list(
+        session.scalars(
+            sa.select(LeaseAccount.account_id)
+            .where(LeaseAccount.lease_id == lease_id)
+            .order_by(LeaseAccount.depth)
+        )
+    )
+
+
+def used(
+    session: Session, account_ids: Collection[int], start_us: int, til_us: int | None = None
+) -> dict[int, Used]:
+    """What each account has used in ``[start_us, til_us)``; ``start_us`` 0: ever."""
+    if start_us <= 0 and til_us is None:
+        where = [AccountPeriod.period == LIFE, AccountPeriod.slice_type == ""]
+    else:
+        where = [AccountPeriod.period == BUCKET, AccountPeriod.start_us >= start_us]
+        if til_us is not None:
+            where.append(AccountPeriod.start_us < til_us)
+    rows = session.execute(
+        sa.select(
+            AccountPeriod.account_id,
+            sa.func.sum(AccountPeriod.spent_u),
+            sa.func.sum(AccountPeriod.gpu_us),
+        )
+        .where(AccountPeriod.account_id.in_(account_ids), *where)
+        .group_by(AccountPeriod.account_id)
+    )
+    found = {account_id: Used(int(spent), int(gpu)) for account_id, spent, gpu in rows}
+    return {account_id: found.get(account_id, Used()) for account_id in account_ids}
+
+
+def buckets(session: Session, account_id: int, start_us: int) -> list[tuple[int, Used]]:
+    """An account's quarters of an hour from ``start_us`` on, oldest first."""
+    rows = session.execute(
+        sa.select(AccountPeriod.start_us, AccountPeriod.spent_u, AccountPeriod.gpu_us)
+        .where(
+            AccountPeriod.account_id == account_id,
+            AccountPeriod.slice_type == "",
+            AccountPeriod.period == BUCKET,
+            AccountPeriod.start_us >= start_us,
+        )
+        .order_by(AccountPeriod.start_us)
+    )
+    return [(start, Used(spent, gpu)) for start, spent, gpu in rows]
+
+
+def held(session: Session, account_id: int, slice_type: str = "") -> Held:
+    """What an account holds now; with a slice type only how many slices of it."""
+    row = session.execute(
+        sa.select(AccountPeriod.held_u, AccountPeriod.held_gpu_us, AccountPeriod.active).where(
+            *_life(account_id, slice_type)
+        )
+    ).one_or_none()
+    return Held() if row is None else Held(*row)
+
+
+def ensure(session: Session, account_id: int, slice_type: str = "") -> None:
+    """Have the account's row that counts what it holds now."""
+    _insert_or(session, account_id, slice_type, LIFE, 0)
+
+
+def spend(
+    session: Session, account_ids: Iterable[int], moment: int, spent_u: int, gpu_time_us: int
+) -> None:
+    """Count a segment, or take one back (negative), for all accounts of its lease."""
+    if not spent_u and not gpu_time_us:
+        return
+    start = bucket(moment)
+    for account_id in sorted(account_ids):
+        for period, at in ((LIFE, 0), (BUCKET, start)):
+            _insert_or(session, account_id, "", period, at, spent_u=spent_u, gpu_us=gpu_time_us)
+
+
+def hold(session: Session, account_ids: Iterable[int], held_u: int, held_gpu_us: int) -> None:
+    """Reserve more for all accounts of a lease, or less (negative)."""
+    if not held_u and not held_gpu_us:
+        return
+    for account_id in sorted(account_ids):
+        _insert_or(session, account_id, "", LIFE, 0, held_u=held_u, held_gpu_us=held_gpu_us)
+
+
+def leave(session: Session, account_ids: Iterable[int], slice_type: str) -> None:
+    """One slice less on each account."""
+    for account_id in sorted(account_ids):
+        for name in ("", slice_type):
+            _insert_or(session, account_id, name, LIFE, 0, active=-1)
+
+
+def _life(account_id: int, slice_type: str) -> list[sa.ColumnElement[bool]]:
+    return [
+        AccountPeriod.account_id == account_id,
+        AccountPeriod.slice_type == slice_type,
+        AccountPeriod.period == LIFE,
+        AccountPeriod.start_us == 0,
+    ]
+
+
+def _insert_or(
+    session: Session, account_id: int, slice_type: str, period: str, start_us: int, **add: int
+) -> None:
+    """Add to a row, which is made if it is not there."""
+    key = {
+        "account_id": account_id, "slice_type": slice_type, "period": period,
+        "start_us": start_us,
+    }  # fmt: skip
+    table = AccountPeriod.__table__
+    if add:
+        done = session.execute(
+            sa.update(AccountPeriod)
+            .where(*(table.c[name] == value for name, value in key.items()))
+            .values({name: table.c[name] + value for name, value in add.items()})
+            .execution_options(synchronize_session=False)
+        )
+        if done.rowcount == 1:  # type: ignore[attr-defined]
+            return
+    zero = dict.fromkeys(("spent_u", "held_u", "active", "gpu_us", "held_gpu_us"), 0)
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    # Another transaction may make the row at the same time: then what is added is added to it.
+    made = insert(AccountPeriod).values(key | zero | add)
+    if add:
+        changed = made.on_conflict_do_update(
+            index_elements=list(key),
+            set_={name: table.c[name] + value for name, value in add.items()},
+        )
+    else:
+        changed = made.on_conflict_do_nothing()
+    session.execute(changed)

@@ -1,0 +1,146 @@
+"""Credit: money given to an account in advance, and which of it pays what.
+
+A grant is used in the order of its priority, then of its expiry (the sooner first); a payment
+that one grant cannot cover is split into legs. A grant that has expired before a segment began
+pays nothing of it; what is left then goes back by an entry of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gpuslice.errors import Refused
+from gpuslice.ledger import accounts
+from gpuslice.ledger.tables import CreditGrant, Entry
+from gpuslice.units import HOUR_US, MAX_MONEY_U
+
+#: What is left of an expired grant goes back so much later: segments from before its end, which
+#: are paid at the next full hour or after an outage, may still need it.
+EXPIRY_LAG_US = 48 * HOUR_US
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of a payment: who owes it, out of which grant (None: none)."""
+
+    account_id: int
+    amount_u: int
+    grant_id: int | None
+
+
+def give(
+    session: Session, account_id: int, amount_u: int, *, key: str, actor: str, reason: str,
+    now: int, priority: int = 0, expires_us: int | None = None,
+) -> CreditGrant:  # fmt: skip
+    """Grant credit: the row and the entry that moves it from the platform.
+
+    Args:
+        key: Permanent and unique: the same grant twice fails on it.
+
+    Raises:
+        Refused: nothing, too much, or expired already.
+    """
+    if not 0 < amount_u <= MAX_MONEY_U:
+        raise Refused("bad-amount", "A credit is more than nothing.", status=422)
+    if expires_us is not None and expires_us <= now:
+        raise Refused("bad-expiry", "This credit would have expired already.", status=422)
+    grant = CreditGrant(
+        account_id=account_id, amount_u=amount_u, priority=priority, expires_us=expires_us,
+        created_us=now,
+    )  # fmt: skip
+    session.add(grant)
+    session.flush()
+    session.add(
+        Entry(
+            idem_key=f"credit:{key}", kind="credit", grant_id=grant.id, amount_u=amount_u,
+            debit_id=accounts.platform(session, "grants", now), credit_id=account_id,
+            actor=actor[:255], memo=reason[:500], created_us=now,
+        )
+    )  # fmt: skip
+    session.flush()
+    return grant
+
+
+def usable(session: Session, account_ids: Collection[int], at: int) -> list[CreditGrant]:
+    """What these accounts may pay with at ``at``, in the order in which it is used."""
+    return list(
+        session.scalars(
+            sa.select(CreditGrant)
+            .where(
+                CreditGrant.account_id.in_(account_ids),
+                CreditGrant.used_u < CreditGrant.amount_u,
+                sa.or_(CreditGrant.expires_us.is_(None), CreditGrant.expires_us > at),
+            )
+            .order_by(
+                CreditGrant.priority,
+                CreditGrant.expires_us.is_(None),
+                CreditGrant.expires_us,
+                CreditGrant.id,
+            )
+            .execution_options(populate_existing=True)
+        )
+    )
+
+
+def left(session: Session, account_id: int, at: int) -> int:
+    """What an account's own usable grants still hold."""
+    return sum(grant.amount_u - grant.used_u for grant in usable(session, [account_id], at))
+
+
+def take(
+    session: Session, account_ids: Collection[int], payer_id: int, amount_u: int, at: int
+) -> list[Leg]:
+    """Pay ``amount_u`` for what began at ``at``: from grants as far as they go, the rest owed."""
+    legs = []
+    for grant in usable(session, account_ids, at):
+        if not amount_u:
+            break
+        part = min(amount_u, grant.amount_u - grant.used_u)
+        use(session, grant.id, part)
+        legs.append(Leg(grant.account_id, part, grant.id))
+        amount_u -= part
+    if amount_u:
+        legs.append(Leg(payer_id, amount_u, None))
+    return legs
+
+
+def use(session: Session, grant_id: int, amount_u: int) -> None:
+    """Use a part of a grant, or give it back (negative); the row's constraint is the guard."""
+    session.execute(
+        sa.update(CreditGrant)
+        .where(CreditGrant.id == grant_id)
+        .values(used_u=CreditGrant.used_u + amount_u)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def expire(session: Session, now: int) -> int:
+    """Take back what is left of grants long expired; returns how many there were.
+
+    Idempotent: a grant that is used up has nothing left to take.
+    """
+    due = session.scalars(
+        sa.select(CreditGrant)
+        .where(
+            CreditGrant.expires_us <= now - EXPIRY_LAG_US, CreditGrant.used_u < CreditGrant.amount_u
+        )
+        .order_by(CreditGrant.id)
+        .execution_options(populate_existing=True)
+    ).all()
+    for grant in due:
+        rest = grant.amount_u - grant.used_u
+        use(session, grant.id, rest)
+        session.add(
+            Entry(
+                idem_key=f"expiry:{grant.id}:{now}", kind="expiry", grant_id=grant.id,
+                amount_u=rest, debit_id=grant.account_id,
+                credit_id=accounts.platform(session, "grants", now),
+                actor="meter", memo="expired", created_us=now,
+            )
+        )  # fmt: skip
+    session.flush()
+    return len(due)

@@ -1,0 +1,83 @@
+"""Limits and refusals in words: the reason, the limit, and when to try again."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+
+from gpuslice.quotas.rules import Rule
+from gpuslice.units import HOUR_US, format_money, to_datetime
+
+_MINUTE = "%a %Y-%m-%d %H:%M"
+
+
+def amount(rule: Rule, value: int | None, currency: str = "") -> str:
+    """A limit or a use of its kind, for people: ``20 GPU-hours a week``, ``2 slices``."""
+    if rule.kind == "slice-types":
+        return "all" if rule.allowed is None else ", ".join(rule.allowed) or "none"
+    if value is None:
+        return "unlimited"
+    match rule.kind:
+        case "slices" | "slices-of-type":
+            of = f" of {rule.slice_type}" if rule.slice_type else ""
+            return f"{value} slice{'' if value == 1 else 's'}{of} at a time"
+        case "gpu-hours":
+            return f"{hours(value)} GPU-hours {rule.period.words}"
+        case "money":
+            return f"{format_money(value, currency)} {rule.period.words}"
+    return f"{format_money(value, currency)} of credit"
+
+
+def hours(us: int) -> str:
+    return f"{us / HOUR_US:.2f}".rstrip("0").rstrip(".")
+
+
+def plain(rule: Rule, value: int) -> str:
+    """A use in the unit of its limit, without the period."""
+    match rule.kind:
+        case "gpu-hours":
+            return hours(value)
+        case "money" | "credit":
+            return format_money(value)
+    return str(value)
+
+
+def reset_words(moment: int | None, zone: tzinfo) -> str:
+    """When it is worth another try; an honest nothing where nobody knows."""
+    if moment is None:
+        return ""
+    local = to_datetime(moment).astimezone(zone)
+    return f" Try again after {local.strftime(_MINUTE)} ({local.tzname()})."
+
+
+def refusal_text(
+    rule: Rule, limit: int | None, used: int, held: int, asked: int, again_us: int | None,
+    slice_type: str, zone: tzinfo, currency: str,
+) -> str:  # fmt: skip
+    """Why a lease was refused, in one or two sentences for its user."""
+    said = amount(rule, limit, currency)
+    again = reset_words(again_us, zone)
+    match rule.kind:
+        case "slice-types":
+            return (
+                f"You may not take slices of type {slice_type} ({rule.source}); "
+                f"you may take: {said}."
+            )
+        case "slices" | "slices-of-type":
+            have = "hold as many already" if held else "hold none"
+            who = (
+                "You may hold" if not rule.source.startswith("group ") else "All together may hold"
+            )
+            return (
+                f"{who} {said} ({rule.source}) and {have}; stop one of the servers first, or ask "
+                "an administrator for more."
+            )
+        case "credit":
+            return (
+                f"There is {said} left ({rule.source}), {plain(rule, held)} of it reserved, and "
+                f"this needs {plain(rule, asked)} to begin with; ask an administrator for credit."
+            )
+    reserved = f" and {plain(rule, held)} reserved" if held else ""
+    return (
+        f"The limit is {said} ({rule.source}): {plain(rule, used)} used{reserved}, and this needs "
+        f"{plain(rule, asked)} to begin with.{again}"
+    )

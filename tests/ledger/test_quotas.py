@@ -1,0 +1,329 @@
+"""Policies at work: every account above the user admits, and running leases keep to the limits."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from gpuslice import wire
+from gpuslice.errors import Refused
+from gpuslice.ledger import accounts, counters, credit
+from gpuslice.ledger.tables import Entry, Lease, NoticeRow
+from gpuslice.quotas import policies
+from gpuslice.quotas.documents import PolicyDocument
+from gpuslice.units import HOUR_US, MINUTE_US, format_money
+from ledgerworld import World
+
+#: The policy that the issue asks for, in its own words: one quarter slice each, 20 GPU-hours a
+#: week, 50 a month for the whole course, no whole GPUs.
+STUDENTS = {
+    "each": {
+        "slices": 1,
+        "slice_types": ["quarter", "cpu"],
+        "gpu_hours": [{"at_most": 20, "per": "week"}],
+    },
+    "total": {"money": [{"at_most": "50", "per": "month"}]},
+    "timezone": "Europe/Berlin",
+}
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    made = World(database_url)
+    yield made
+    assert made.problems() == []
+    made.close()
+
+
+def set_policy(world: World, kind: str, name: str, document: dict[str, Any]) -> None:
+    def work(session: sa.orm.Session) -> None:
+        account = policies.account_of(session, kind, name, world.now)
+        subject = policies.subject_of(kind, account)
+        before = policies.current(session, subject)
+        policies.set_policy(
+            session, subject, account, PolicyDocument.model_validate(document),
+            expected=before.version if before else None, actor="root", reason="a test",
+            now=world.now,
+        )  # fmt: skip
+
+    world.database.write(work)
+
+
+def spawn(world: World, user: str, slice_name: str, groups: list[str], server: str = "",
+          **more: Any) -> str:  # fmt: skip
+    """A running server's lease; Refused."""
+    request = wire.LeaseRequest(
+        attempt=uuid.uuid4().hex, user=user, server=server, slice=slice_name, groups=groups, **more
+    )
+    lease_id = world.do(world.live().grant(request)).lease_id
+    assert world.supervise(lease_id)
+    return lease_id
+
+
+def refused(job: Callable[[], object]) -> Refused:
+    with pytest.raises(Refused) as caught:
+        job()
+    return caught.value
+
+
+def passes(world: World, us: int, step_us: int = MINUTE_US) -> None:
+    """Time with a comparison every step, as the service does it."""
+    til = world.now + us
+    while world.now < til:
+        world.now = min(til, world.now + step_us)
+        world.reconcile()
+
+
+def finish(world: World, lease_id: str) -> None:
+    """The server ends, if the node has not ended it already."""
+    server = world.node.servers.get(lease_id)
+    if server is not None and server.runs:
+        world.node.finish(server)
+    world.settle_everything(3)
+
+
+def notices(world: World, user: str) -> list[str]:
+    return [one.kind for one in world.do(world.live().notices(user, 0))]
+
+
+# --- the students' course -----------------------------------------------------------------------
+
+
+def test_a_course_of_students(world: World) -> None:
+    set_policy(world, "group", "students", STUDENTS)
+    course = ["students"]
+    no = refused(lambda: spawn(world, "ada", "whole", course))
+    assert (no.refusal.reason, no.status) == ("slice-not-allowed", 403)
+    assert "quarter, cpu" in no.refusal.message and "group students" in no.refusal.message
+    spawn(world, "ada", "quarter", course)
+    no = refused(lambda: spawn(world, "ada", "cpu", course, "two"))
+    assert no.refusal.reason == "leases-limit"
+    assert no.refusal.limit == "1 slice at a time"
+    # Somebody of another group is not bound by it.
+    spawn(world, "zoe", "whole", [])
+
+
+def test_twenty_gpu_hours_a_week_are_eighty_hours_of_a_quarter(world: World) -> None:
+    set_policy(world, "group", "students", STUDENTS | {"total": None})
+    lease_id = spawn(world, "ada", "quarter", ["students"])
+    start = world.now
+    passes(world, 78 * HOUR_US, 20 * MINUTE_US)
+    assert world.view(lease_id).state == "running"
+    passes(world, 3 * HOUR_US)
+    view = world.view(lease_id)
+    assert "20 GPU-hours a week" in (view.stop_reason or "")
+    assert view.stop_requested_us is not None
+    # To the minute of the watch; a tick late at most.
+    assert 0 <= view.stop_requested_us - start - 80 * HOUR_US <= 2 * MINUTE_US
+    finish(world, lease_id)
+    assert notices(world, "ada") == ["used-80", "used-95", "ends-10", "ends-2"]
+    no = refused(lambda: spawn(world, "ada", "quarter", ["students"]))
+    assert no.refusal.reason == "gpu-hours-limit"
+    assert no.refusal.retry_after_s is not None
+    # The budget is gone, so a slice without a GPU is what is left; it costs no GPU-hours.
+    spawn(world, "ada", "cpu", ["students"])
+    # When it may be tried again it works.
+    world.now += no.refusal.retry_after_s * 1_000_000
+    world.reconcile()
+    stop_all(world)
+    spawn(world, "ada", "quarter", ["students"])
+
+
+def stop_all(world: World) -> None:
+    for server in list(world.node.servers.values()):
+        if server.runs:
+            world.stop(server.lease_id)
+            world.node.finish(server)
+    world.settle_everything(3)
+
+
+def test_the_course_has_one_budget(world: World) -> None:
+    """Quarters cost 0.875001 an hour: 50 are gone after some 57 hours of two students' together."""
+    set_policy(world, "group", "students", STUDENTS)
+    for user in ("ada", "bob"):
+        spawn(world, user, "quarter", ["students"])
+    passes(world, 29 * HOUR_US, 10 * MINUTE_US)
+    spent = world.database.read(
+        lambda s: counters.used(s, [accounts.find(s, accounts.HUB_GROUP, "students") or 0], 0)
+    )
+    (of_course,) = spent.values()
+    assert 50_000_000 <= of_course.spent_u < 50_000_000 + 2 * 875_001 // 6
+    states = {world.view(one.id).stop_reason for one in leases(world)}
+    assert states == {"50.00 EUR a month (group students in total) are used up"}
+    stop_all(world)
+    total = world.database.read(lambda s: s.scalar(sa.select(sa.func.sum(Entry.amount_u)).where(
+        Entry.kind == "usage")))  # fmt: skip
+    # Two leases at 0.875 an hour each, looked at every ten minutes here.
+    assert int(total) - 50_000_000 <= 2 * 875_001 // 6 + 2, format_money(int(total))
+    no = refused(lambda: spawn(world, "cleo", "quarter", ["students"]))
+    assert no.refusal.reason == "budget-limit"
+    assert "50.00 EUR a month" in no.refusal.message
+
+
+def leases(world: World) -> list[Lease]:
+    return world.database.read(lambda s: list(s.scalars(sa.select(Lease).order_by(Lease.id))))
+
+
+def test_every_account_above_the_user_admits(world: World) -> None:
+    """A group above the course has a limit of its own."""
+    set_policy(world, "group", "course", {"total": {"slices": 5}})
+    set_policy(world, "group", "faculty", {"total": {"slices": 1}})
+
+    def nest(session: sa.orm.Session) -> None:
+        from gpuslice.ledger.tables import Account
+
+        course = accounts.find(session, accounts.HUB_GROUP, "course")
+        faculty = accounts.find(session, accounts.HUB_GROUP, "faculty")
+        session.execute(sa.update(Account).where(Account.id == course).values(parent_id=faculty))
+
+    world.database.write(nest)
+    spawn(world, "ada", "quarter", ["course"])
+    no = refused(lambda: spawn(world, "bob", "quarter", ["course"]))
+    assert "group faculty" in no.refusal.message
+    spawn(world, "zoe", "quarter", ["other"])
+
+
+# --- credit -------------------------------------------------------------------------------------
+
+
+def give(world: World, user: str, amount_u: int, **more: Any) -> int:
+    def work(session: sa.orm.Session) -> int:
+        account = accounts.find_or_open(session, accounts.HUB_USER, user, world.now)
+        return credit.give(
+            session, account, amount_u, key=uuid.uuid4().hex, actor="root", reason="a test",
+            now=world.now, **more,
+        ).id  # fmt: skip
+
+    return world.database.write(work)
+
+
+def test_prepaid_is_used_by_priority_and_ends_with_the_credit(world: World) -> None:
+    set_policy(world, "user", "ada", {"each": {"prepaid": True}})
+    no = refused(lambda: spawn(world, "ada", "quarter", []))
+    assert no.refusal.reason == "credit-limit"
+    second = give(world, "ada", 875_001, priority=5)
+    first = give(world, "ada", 500_000, priority=1)
+    lease_id = spawn(world, "ada", "quarter", [])
+    passes(world, 2 * HOUR_US)
+    view = world.view(lease_id)
+    assert view.stop_requested_us is not None and "credit" in (view.stop_reason or "")
+    finish(world, lease_id)
+    legs = world.database.read(lambda s: list(s.scalars(
+        sa.select(Entry).where(Entry.kind == "usage").order_by(Entry.id))))  # fmt: skip
+    assert sum(leg.amount_u for leg in legs if leg.grant_id == first) == 500_000
+    assert {leg.grant_id for leg in legs[:1]} == {first}
+    paid = sum(leg.amount_u for leg in legs if leg.grant_id == second)
+    over = sum(leg.amount_u for leg in legs if leg.grant_id is None)
+    assert paid == 875_001
+    assert over <= 875_001 * 2 // 60 + 1  # what a late tick of a minute costs
+
+
+def test_expired_credit_pays_nothing_more(world: World) -> None:
+    grant = give(world, "ada", 10_000_000, expires_us=world.now + HOUR_US)
+    lease_id = spawn(world, "ada", "quarter", [])
+    passes(world, 4 * HOUR_US, 10 * MINUTE_US)
+    finish(world, lease_id)
+    legs = world.database.read(lambda s: list(s.scalars(
+        sa.select(Entry).where(Entry.kind == "usage").order_by(Entry.id))))  # fmt: skip
+    assert {leg.grant_id for leg in legs} == {grant, None}
+    assert sum(leg.amount_u for leg in legs if leg.grant_id == grant) < 2 * 875_001
+    world.now += credit.EXPIRY_LAG_US + HOUR_US
+    assert world.database.write(lambda s: credit.expire(s, world.now)) == 1
+    assert world.database.write(lambda s: credit.expire(s, world.now)) == 0
+
+
+# --- while it runs ------------------------------------------------------------------------------
+
+
+def test_a_lowered_limit_leaves_a_grace(world: World) -> None:
+    set_policy(world, "user", "ada", {"each": {"slices": 2}})
+    first = spawn(world, "ada", "quarter", [])
+    world.now += 1
+    second = spawn(world, "ada", "quarter", [], "two")
+    passes(world, HOUR_US)
+    set_policy(world, "user", "ada", {"each": {"slices": 1}})
+    no = refused(lambda: spawn(world, "ada", "quarter", [], "three"))
+    assert no.refusal.reason == "leases-limit"
+    lowered = world.now
+    passes(world, 10 * MINUTE_US, 20_000_000)
+    assert world.view(first).state == "running"
+    view = world.view(second)
+    assert view.stop_requested_us is not None
+    assert view.stop_requested_us - lowered >= 120_000_000
+    assert view.stop_requested_us - lowered <= 160_000_000
+    assert "ends-2" in notices(world, "ada")
+
+
+def test_a_lowered_limit_may_count_at_the_next_start_only(world: World) -> None:
+    policy = {"each": {"gpu_hours": [{"at_most": 20, "per": "day"}], "when_lowered": "next-start"}}
+    set_policy(world, "user", "ada", policy)
+    lease_id = spawn(world, "ada", "quarter", [])
+    passes(world, HOUR_US)
+    policy["each"]["gpu_hours"] = [{"at_most": 0, "per": "day"}]  # type: ignore[index]
+    set_policy(world, "user", "ada", policy)
+    passes(world, HOUR_US)
+    assert world.view(lease_id).state == "running"
+    assert refused(lambda: spawn(world, "ada", "quarter", [], "two")).refusal.reason == (
+        "gpu-hours-limit"
+    )
+
+
+def test_nobody_was_there_to_stop_it(world: World) -> None:
+    """The user pays a quarter of an hour past the limit at most; the platform the rest."""
+    set_policy(world, "user", "ada", {"each": {"money": [{"at_most": "1", "per": "life"}]}})
+    lease_id = spawn(world, "ada", "quarter", [])
+    passes(world, 10 * MINUTE_US)
+    deadline = next(one.deadline_us for one in leases(world))
+    assert deadline is not None
+    world.kill()
+    world.now += 5 * HOUR_US
+    world.restart()
+    world.reconcile()
+    assert world.view(lease_id).state == "stopping"
+    finish(world, lease_id)
+    view = world.view(lease_id)
+    due = 875_001 * (deadline + 15 * MINUTE_US - (view.started_us or 0)) // HOUR_US
+    assert view.cost_u == due
+    assert view.writeoff_u > 3 * 875_001
+
+
+def test_the_longest_session(world: World) -> None:
+    set_policy(world, "user", "ada", {"each": {"session_hours": "1.5"}})
+    no = refused(lambda: spawn(world, "ada", "quarter", [], declared_us=2 * HOUR_US))
+    assert no.refusal.reason == "session-limit"
+    lease_id = spawn(world, "ada", "quarter", [])
+    start = world.now
+    passes(world, 2 * HOUR_US)
+    stopped = world.view(lease_id).stop_requested_us
+    assert stopped is not None and 90 * MINUTE_US <= stopped - start <= 91 * MINUTE_US
+
+
+def test_a_safe_hold_reserves_all_and_is_never_stopped_for_budget(world: World) -> None:
+    limits = {"hold": "safe", "money": [{"at_most": "2", "per": "day"}]}
+    set_policy(world, "user", "ada", {"each": limits})
+    assert refused(lambda: spawn(world, "ada", "quarter", [])).refusal.reason == "duration-missing"
+    no = refused(lambda: spawn(world, "ada", "quarter", [], declared_us=3 * HOUR_US))
+    assert no.refusal.reason == "budget-limit"
+    lease_id = spawn(world, "ada", "quarter", [], declared_us=2 * HOUR_US)
+    assert refused(
+        lambda: spawn(world, "ada", "quarter", [], "two", declared_us=HOUR_US)
+    ).refusal.reason == "budget-limit"  # fmt: skip
+    # Lowered to nothing: it still runs to the end of what was reserved.
+    set_policy(world, "user", "ada", {"each": limits | {"money": [{"at_most": 0, "per": "day"}]}})
+    passes(world, 119 * MINUTE_US)
+    assert world.view(lease_id).state == "running"
+    passes(world, 2 * MINUTE_US)
+    assert world.view(lease_id).state == "stopping"
+    assert world.view(lease_id).cost_u <= 1_750_002
+
+
+def test_notices_are_written_once(world: World) -> None:
+    set_policy(world, "user", "ada", {"each": {"session_hours": "1"}})
+    spawn(world, "ada", "quarter", [])
+    passes(world, 59 * MINUTE_US, 5_000_000)
+    keys = world.database.read(lambda s: s.scalars(sa.select(NoticeRow.kind)).all())
+    assert keys == ["ends-10", "ends-2"]
