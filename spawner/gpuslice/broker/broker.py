@@ -23,6 +23,8 @@ from gpuslice.broker import (
     views,
     watch,
 )
+from gpuslice.broker.core import Core
+from gpuslice.broker.policydesk import PolicyDesk
 from gpuslice.broker.states import OVER
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
@@ -56,11 +58,12 @@ class Broker:
     def __init__(
         self, settings: Settings, database: Database, node: NodeClient, hub: Hub | None = None
     ) -> None:
+        self.core = Core(settings, database)
+        self.policies = PolicyDesk(self.core, self._rules, self._policies_changed)
         self._settings = settings
         self._db = database
         self._node = node
         self._hub = hub
-        self._epoch = 0
         self._tick_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._inventory: wire.Inventory | None = None
@@ -68,7 +71,7 @@ class Broker:
         #: Why nothing may be granted on a node now, by (node, source of the reason).
         self._closed: dict[tuple[str, str], str] = {}
         self._draining: str | None = None
-        self.errors = stats.Errors()
+        self.errors = self.core.errors
         self._reconciled_us: int | None = None
         #: What each lease's server uses, from the last list; live numbers need no database.
         self._uses: dict[str, wire.Use] = {}
@@ -111,13 +114,13 @@ class Broker:
         """
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
-        self._epoch = await self._db.awrite(lambda s: meter.acquire(s, now=now_us()))
+        self.core.epoch = await self._db.awrite(lambda s: meter.acquire(s, now=now_us()))
         limit = self._settings.limits.leases_per_user
         await self._write(lambda s, now: policies.follow_settings(s, limit, now=now))
-        await self._follow_policies()
+        await self._policies_changed()
         await self._first_inventory()
 
-    async def _follow_policies(self) -> None:
+    async def _policies_changed(self) -> None:
         """Segments are cut where the periods of the policies begin."""
         self._billing = self._billing_rules(await self._db.aread(policies.zones))
 
@@ -302,32 +305,11 @@ class Broker:
         unclean = None if result.clean else (result.reason or "not clean")
         await self._write(lambda s, now: lifecycle.cancel(s, lease_id, unclean, now=now))
 
-    # --- the database ------------------------------------------------------------------------
-
     async def _write(self, work: Callable[[Session, int], T]) -> T:
-        """One transaction of this meter's epoch; ``work`` gets the session and the time."""
-
-        def guarded(session: Session) -> T:
-            now = now_us()
-            meter.check(session, self._epoch, now=now)
-            return work(session, now)
-
-        return await self._db.awrite(guarded)
+        return await self.core.write(work)
 
     async def _serve(self, job: Awaitable[T]) -> T:
-        """A user's call: a ledger that cannot be used is a refusal in words, not a crash."""
-        try:
-            return await job
-        except LedgerError as error:
-            self.errors.count("ledger")
-            log.error("event=ledger-unavailable message=%r", str(error))
-            raise Refused(
-                "ledger-unavailable",
-                "The ledger cannot be written or read now, so nothing is started; running "
-                "servers go on. Try again in a minute, or tell an administrator.",
-                status=503,
-                retry_after_s=grant.FULL_RETRY_S,
-            ) from error
+        return await self.core.serve(job)
 
     # --- what the service calls --------------------------------------------------------------
 
@@ -564,7 +546,7 @@ class Broker:
         return await self._serve(self._db.aread(admin.limits))
 
     async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
-        """Change a limit from now on; running servers go on.
+        """Change a limit from now on.
 
         Raises:
             Refused: somebody else changed it in the meantime, or it names nobody.

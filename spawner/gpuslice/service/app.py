@@ -22,7 +22,8 @@ from gpuslice.service.look import HUB_STATIC_PATH, STATIC_PATH, Look
 from gpuslice.service.metrics import Metrics
 from gpuslice.service.openapi import build_openapi
 from gpuslice.service.ports import Broker
-from gpuslice.service.routes import ROUTES, AnyRoute
+from gpuslice.service.route import AnyRoute
+from gpuslice.service.routes import ROUTES
 
 
 def make_app(broker: Broker, config: ServiceConfig) -> Application:

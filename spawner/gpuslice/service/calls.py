@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -28,8 +29,12 @@ class Call(Generic[B, Q]):
     metrics: Metrics
     #: The service's OpenAPI document.
     openapi: dict[str, Any] = field(repr=False)
-    #: From the path; already known to have the form of an id. Empty where the path has none.
-    lease_id: str = ""
+    #: What stood in the path's braces; already known to have its form.
+    path: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def lease_id(self) -> str:
+        return str(self.path["lease_id"])
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,15 @@ class Text:
 
     content: bytes = field(repr=False)
     content_type: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer too large to hold: pieces as they are made, and what a browser saves it as."""
+
+    pieces: AsyncIterator[bytes] = field(repr=False)
+    content_type: str
+    file_name: str
 
 
 def no_such_lease() -> Refused:

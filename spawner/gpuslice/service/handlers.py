@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from gpuslice.errors import Refused
+from gpuslice.ledger.idempotency import Claim
 from gpuslice.service.auth import Caller, Gate
-from gpuslice.service.calls import Call, Text
+from gpuslice.service.calls import Call, Stream, Text
 from gpuslice.service.log import event
 from gpuslice.service.look import Look
 from gpuslice.service.metrics import NO_ROUTE, Metrics
+from gpuslice.service.once import once, read_key
 from gpuslice.service.pages import Page, Redirect, Viewer, error_page
-from gpuslice.service.parse import parse_body, parse_lease_id, parse_query
+from gpuslice.service.parse import parse_body, parse_path, parse_query
 from gpuslice.service.ports import Broker
-from gpuslice.service.routes import AnyRoute
+from gpuslice.service.route import AnyRoute
 from gpuslice.wire import Refusal
 
 _LOG = logging.getLogger("gpuslice.service")
@@ -214,21 +217,33 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
             else:
                 self.refuse(refused)
 
-    async def serve(self, lease_id: str | None = None) -> None:
+    async def serve(self, **path: str) -> None:
         assert self.route is not None and self.caller is not None
         try:
-            answer = await self.route.run(self._call(self.route, self.caller, lease_id))
+            call = self._call(self.route, self.caller, path)
+            claim = read_key(self.request, self.route, self.caller)
+            if claim is not None:
+                await self._once(self.route, call, claim)
+                return
+            answer = await self.route.run(call)
         except Refused as refused:
             self.refuse(refused)
             return
         self.set_status(self.route.status)
-        self._answer(self.route, answer)
+        await self._answer(self.route, answer)
+
+    async def _once(self, route: AnyRoute, call: Call[Any, Any], claim: Claim) -> None:
+        """A write under an idempotency key: done now, or answered as it was the first time."""
+        status, text = await once(self.parts.broker.core, claim, route, call)
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(text)
 
     get = head = post = put = patch = delete = options = serve
 
-    def _call(self, route: AnyRoute, caller: Caller, lease_id: str | None) -> Call[Any, Any]:
-        if lease_id is not None:
-            self.lease_id = lease_id = parse_lease_id(lease_id)
+    def _call(self, route: AnyRoute, caller: Caller, path: dict[str, str]) -> Call[Any, Any]:
+        parsed = parse_path(path)
+        self.lease_id = parsed.get("lease_id")
         content_type = self.request.headers.get("Content-Type", "")
         return Call(
             broker=self.parts.broker,
@@ -237,10 +252,10 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
             query=parse_query(route, self.request.query_arguments),
             metrics=self.parts.metrics,
             openapi=self.parts.openapi,
-            lease_id=lease_id or "",
+            path=parsed,
         )
 
-    def _answer(self, route: AnyRoute, answer: object) -> None:
+    async def _answer(self, route: AnyRoute, answer: object) -> None:
         match answer:
             case Page():
                 self.write_page(answer, self.xsrf_token.decode("ascii"))
@@ -249,9 +264,23 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
             case Text():
                 self.set_header("Content-Type", answer.content_type)
                 self.finish(answer.content)
+            case Stream():
+                await self._stream(answer)
             case _:
                 self.set_header("Content-Type", "application/json")
                 self.finish(route.dump(answer))
+
+    async def _stream(self, answer: Stream) -> None:
+        """Piece by piece; a client that reads slowly holds back what is made."""
+        self.set_header("Content-Type", answer.content_type)
+        self.set_header("Content-Disposition", f'attachment; filename="{answer.file_name}"')
+        try:
+            async for piece in answer.pieces:
+                self.write(piece)
+                await self.flush()
+        except StreamClosedError:
+            return  # whoever asked has gone
+        self.finish()
 
 
 class CallbackHandler(HubOAuthCallbackHandler, BaseHandler):

@@ -8,12 +8,21 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from gpuslice.service.auth import SCOPE_METRICS, Access
+from gpuslice.service.calls import Stream
 from gpuslice.service.config import ServiceConfig
-from gpuslice.service.routes import ROUTES, AnyRoute
-from gpuslice.wire import LeaseId, Refusal
+from gpuslice.service.route import PARAMETERS, AnyRoute
+from gpuslice.service.routes import ROUTES
+from gpuslice.wire import Refusal
 
 _REF = "#/components/schemas/{model}"
-_LEASE_ID = TypeAdapter(LeaseId).json_schema()
+_IDEMPOTENCY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key again does nothing again and gets the same answer; with another "
+    "request it is refused (422). Kept for ever.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"},
+}
 
 #: Which security scheme each kind of access means.
 _SCHEMES = {
@@ -91,7 +100,8 @@ def _operation(route: AnyRoute, schemas: _Schemas, config: ServiceConfig) -> dic
     if route.is_json:
         answer["content"] = {"application/json": {"schema": schemas.of(route.name, "answer")}}
     else:
-        answer["content"] = {"text/plain": {"schema": {"type": "string"}}}
+        kinds = ["application/json", "text/csv"] if route.answer is Stream else ["text/plain"]
+        answer["content"] = {kind: {"schema": {"type": "string"}} for kind in kinds}
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,
@@ -127,8 +137,11 @@ def _security(route: AnyRoute, config: ServiceConfig) -> list[dict[str, list[str
 
 def _parameters(route: AnyRoute) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = []
-    if "{lease_id}" in route.path:
-        parameters.append({"name": "lease_id", "in": "path", "required": True, "schema": _LEASE_ID})
+    for name in route.parameters:
+        schema = PARAMETERS[name].json_schema()
+        parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
+    if route.is_write:
+        parameters.append(_IDEMPOTENCY)
     # Queries are flat: their fields are simple values, so their schemas need no references.
     schema = route.query.model_json_schema()
     for name, field in schema.get("properties", {}).items():

@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from gpuslice.errors import Refused
 from gpuslice.service.calls import no_such_lease
-from gpuslice.service.routes import AnyRoute
-from gpuslice.wire import LeaseId
+from gpuslice.service.route import PARAMETERS, AnyRoute
 
 #: The largest body that is looked at.
 MAX_BODY = 64 * 1024
 #: Query arguments that belong to the transport, not to a route.
 _TRANSPORT_ARGUMENTS = frozenset({"_xsrf"})
-_LEASE_ID: TypeAdapter[str] = TypeAdapter(LeaseId)
 
 
 def parse_body(route: AnyRoute, raw: bytes, content_type: str) -> Any:
@@ -79,12 +77,14 @@ def parse_query(route: AnyRoute, arguments: Mapping[str, list[bytes]]) -> Any:
     return _validated(route.query, data, "query")
 
 
-def parse_lease_id(text: str) -> str:
-    """A lease id from a path. What cannot be one gets the same answer as one that is not there."""
+def parse_path(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What stood in a path's braces. What cannot be there gets the answer of what is not there."""
     try:
-        return _LEASE_ID.validate_python(text)
+        return {name: PARAMETERS[name].validate_python(text) for name, text in texts.items()}
     except ValidationError:
-        raise no_such_lease() from None
+        if "lease_id" in texts:
+            raise no_such_lease() from None
+        raise Refused("not-found", "There is nothing here.", status=404) from None
 
 
 def _validated(model: type[BaseModel], data: object, whole: str) -> BaseModel:

@@ -6,11 +6,47 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gpuslice import wire
+from gpuslice.ledger.idempotency import Claim, Done
+from gpuslice.quotas.documents import PolicyDocument
+from gpuslice.quotas.views import ExplainRequest, Explanation, PolicyKind, PolicyView
+
+
+class Core(Protocol):
+    """What the broker does for requests that come twice."""
+
+    async def done_before(self, caller: str, key: str) -> Done | None:
+        """What a key has done, if anything. Raises Refused (503)."""
+
+    async def keep_answer(self, claim: Claim, status: int, text: str) -> None:
+        """Keep the answer to a request whose effect is committed. Raises Refused (503)."""
+
+
+class PolicyDesk(Protocol):
+    """Policies, and why somebody would be refused; all may raise Refused."""
+
+    async def all(self) -> list[PolicyView]: ...
+
+    async def one(self, kind: PolicyKind, name: str | None) -> PolicyView: ...
+
+    async def history(self, kind: PolicyKind, name: str | None) -> list[PolicyView]: ...
+
+    async def set(
+        self, kind: PolicyKind, name: str | None, document: PolicyDocument | None,
+        version: int | None, reason: str, actor: str,
+    ) -> PolicyView | None: ...  # fmt: skip
+
+    async def explain(self, body: ExplainRequest) -> Explanation: ...
 
 
 class Broker(Protocol):
     """The facade over leases and ledger. No method blocks the event loop; none calls the hub
-    inside a transaction."""
+    inside a transaction. The desks are parts of it, by what they are about."""
+
+    @property
+    def core(self) -> Core: ...
+
+    @property
+    def policies(self) -> PolicyDesk: ...
 
     async def offers(self, user: str | None) -> list[wire.Offer]:
         """Slice types as this user may take them; ``None``: as anybody."""

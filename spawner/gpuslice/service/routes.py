@@ -2,74 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-from pydantic import TypeAdapter
+from typing import Any
 
 from gpuslice import wire
-from gpuslice.service import admincalls, calls, models, pagecalls
+from gpuslice.service import admincalls, calls, models, pagecalls, policycalls
 from gpuslice.service.auth import Access
-from gpuslice.service.calls import B, Call, Q, Text
+from gpuslice.service.calls import Text
 from gpuslice.service.pages import Page, Redirect
-
-R = TypeVar("R")
-
-_LEASE_ID = "{lease_id}"
-
-
-@dataclass(frozen=True)
-class Route(Generic[B, Q, R]):
-    """One method on one path, relative to the service's prefix."""
-
-    method: str
-    path: str
-    access: Access
-    run: Callable[[Call[B, Q]], Awaitable[R]]
-    body: type[B]
-    query: type[Q]
-    answer: type[R]
-    summary: str
-    status: int = 200
-
-    @property
-    def name(self) -> str:
-        """Short and unique; label in metrics, operationId in OpenAPI."""
-        return self.run.__name__
-
-    @property
-    def is_page(self) -> bool:
-        """For eyes: answers and errors are HTML, and somebody unknown is sent to the login."""
-        return self.answer in (Page, Redirect)
-
-    @property
-    def is_json(self) -> bool:
-        return not self.is_page and self.answer is not Text
-
-    @property
-    def has_body(self) -> bool:
-        return self.body is not models.Nothing
-
-    @property
-    def is_form(self) -> bool:
-        """The body is what a page's form sends; everywhere else it is JSON."""
-        return self.is_page and self.has_body
-
-    @property
-    def body_may_be_empty(self) -> bool:
-        fields = self.body.model_fields  # type: ignore[attr-defined]
-        return not any(field.is_required() for field in fields.values())
-
-    @property
-    def pattern(self) -> str:
-        """The path as a regular expression."""
-        return re.escape(self.path).replace(re.escape(_LEASE_ID), "(?P<lease_id>[^/]+)")
-
-    def dump(self, answer: R) -> bytes:
-        """The answer as JSON."""
-        return TypeAdapter(self.answer).dump_json(answer)
+from gpuslice.service.route import AnyRoute, Route
 
 
 def _table() -> tuple[Any, ...]:
@@ -162,5 +102,4 @@ def _table() -> tuple[Any, ...]:
     return rows  # noqa: RET504
 
 
-AnyRoute = Route[Any, Any, Any]
-ROUTES: tuple[AnyRoute, ...] = _table()
+ROUTES: tuple[AnyRoute, ...] = (*_table(), *policycalls.ROUTES)

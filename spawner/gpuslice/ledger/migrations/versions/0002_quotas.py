@@ -17,7 +17,7 @@ branch_labels = None
 depends_on = None
 
 #: Tables whose rows are facts: written once.
-FACTS = ("allowance", "digest", "idempotency_key", "lease_account")
+FACTS = ("allowance", "digest", "lease_account")
 BIG_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 #: A quarter of an hour, microseconds.
 BUCKET_US = 900_000_000

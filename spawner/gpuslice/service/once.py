@@ -1,0 +1,90 @@
+"""Writes under an ``Idempotency-Key``: the same key again has one effect and one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from typing import Any
+
+from tornado.httputil import HTTPServerRequest
+
+from gpuslice.broker.core import CLAIM
+from gpuslice.errors import Refused
+from gpuslice.ledger.idempotency import AlreadyDone, Claim, Done
+from gpuslice.service.auth import Caller
+from gpuslice.service.calls import Call
+from gpuslice.service.ports import Core
+from gpuslice.service.route import AnyRoute
+
+_KEY = re.compile(r"[!-~]{1,128}")
+#: How long a request waits for the answer to another one with its key that is being made.
+_WAIT_S, _LOOK_S = 10.0, 0.05
+
+
+def read_key(request: HTTPServerRequest, route: AnyRoute, caller: Caller) -> Claim | None:
+    """The key of a request that may be sent twice; None: it came without, or changes nothing.
+
+    Raises:
+        Refused: what was sent cannot be a key.
+    """
+    if not route.is_write:
+        return None
+    sent = request.headers.get_list("Idempotency-Key")
+    if not sent:
+        return None
+    if len(sent) > 1 or not _KEY.fullmatch(sent[0]):
+        raise Refused(
+            "bad-key",
+            "Idempotency-Key: send one, of at most 128 printable ASCII characters without spaces.",
+            status=400,
+        )
+    said = b"\n".join((route.method.encode(), request.uri.encode() if request.uri else b"",
+                       request.body))  # fmt: skip
+    return Claim(caller.label[:255], sent[0], hashlib.sha256(said).hexdigest())
+
+
+async def once(core: Core, claim: Claim, route: AnyRoute, call: Call[Any, Any]) -> tuple[int, str]:
+    """Do it, or find what was answered; status and JSON.
+
+    Raises:
+        Refused: it was refused (and may be sent again), the key was used for another request, or
+            the first answer was lost.
+    """
+    done = await core.done_before(claim.caller, claim.key)
+    if done is not None:
+        return await _again(core, claim, done)
+    token = CLAIM.set(claim)
+    try:
+        answer = await route.run(call)
+    except AlreadyDone:
+        done = await core.done_before(claim.caller, claim.key)
+        assert done is not None
+        return await _again(core, claim, done)
+    finally:
+        CLAIM.reset(token)
+    text = route.dump(answer).decode()
+    if claim.taken:
+        await core.keep_answer(claim, route.status, text)
+    return route.status, text
+
+
+async def _again(core: Core, claim: Claim, done: Done) -> tuple[int, str]:
+    """The answer to the first request with this key, once there is one."""
+    if done.fingerprint != claim.fingerprint:
+        raise Refused(
+            "key-reused", "This Idempotency-Key was used for another request.", status=422
+        )
+    deadline = asyncio.get_running_loop().time() + _WAIT_S
+    while not done.status:
+        if asyncio.get_running_loop().time() >= deadline:
+            raise Refused(
+                "answer-lost",
+                "This was done already, but its answer was lost; look at what it changed.",
+                status=409,
+            )
+        await asyncio.sleep(_LOOK_S)
+        found = await core.done_before(claim.caller, claim.key)
+        assert found is not None
+        done = found
+    return done.status, done.answer
