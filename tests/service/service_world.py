@@ -45,6 +45,7 @@ def make_config(port_of_hub: int, base_url: str = "/", **changes: Any) -> Servic
         "service_token": secrets.token_hex(32),
         "broker_token": secrets.token_hex(32),
         "node_token": secrets.token_hex(32),
+        "operator_token": secrets.token_hex(32),
         "cookie_secret": secrets.token_bytes(32),
         "cache_s": 300,
     }

@@ -22,7 +22,7 @@ from service_world import closed_port, end, wait_until
 
 from gpuslice import wire
 
-SECRETS = ("service_token", "broker_token", "node_token", "cookie_secret")
+SECRETS = ("service_token", "broker_token", "node_token", "operator_token", "cookie_secret")
 
 
 class SlowHub:

@@ -56,7 +56,12 @@ def test_refuses_what_is_no_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_configuration_hides_its_secrets_and_wants_them_different() -> None:
-    tokens = {"service_token": "s" * 32, "broker_token": "b" * 32, "node_token": "n" * 32}
+    tokens = {
+        "service_token": "s" * 32,
+        "broker_token": "b" * 32,
+        "node_token": "n" * 32,
+        "operator_token": "o" * 32,
+    }
     fields = {"prefix": "/x/", "hub_prefix": "/hub/", "hub_api_url": "http://127.0.0.1/hub/api"}
     config = ServiceConfig(**fields, **tokens, cookie_secret=b"c" * 32)
     assert not any(secret in repr(config) for secret in [*tokens.values(), "c" * 32])

@@ -10,6 +10,9 @@ from typing import Literal
 
 import click
 
+from gpuslice.cli.options import CONFIG, STATE
+from gpuslice.cli.quotacommands import quota
+
 
 class _Clean(click.Group):
     """Turns the errors that commands raise for people into one sentence and exit code 1."""
@@ -29,23 +32,9 @@ def main() -> None:
     """Lease GPU slices to JupyterHub users, and bill them exactly."""
 
 
-_STATE = click.option(
-    "--state",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".run"),
-    show_default=True,
-    help="The platform's data folder.",
-)
-_CONFIG = click.option(
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="gpuslice.toml; without it the defaults.",
-)
-
-
 @main.command("up")
-@_STATE
-@_CONFIG
+@STATE
+@CONFIG
 @click.option(
     "--engine",
     type=click.Choice(["local", "docker"]),
@@ -112,7 +101,7 @@ def up_command(
 
 
 @main.command()
-@_STATE
+@STATE
 @click.option("--hand-out", type=click.Path(file_okay=False, exists=True, path_type=Path),
               help="A folder for one folder per part, with copies of its secrets.")  # fmt: skip
 @click.option("--owner", type=(str, int), multiple=True, metavar="PART UID",
@@ -142,7 +131,7 @@ _NODE_SOCKET = click.option(
 
 
 @main.command()
-@_STATE
+@STATE
 @_NODE_SOCKET
 @click.option("--json", "as_json", is_flag=True, help="Everything that the node says of them.")
 def devices(state: Path, node_socket: Path | None, as_json: bool) -> None:
@@ -168,8 +157,8 @@ def devices(state: Path, node_socket: Path | None, as_json: bool) -> None:
 
 
 @main.command()
-@_STATE
-@_CONFIG
+@STATE
+@CONFIG
 @_NODE_SOCKET
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=90, show_default=True,
               help="Seconds to wait for servers and leases to end.")  # fmt: skip
@@ -201,8 +190,8 @@ def drain(state: Path, config: Path | None, node_socket: Path | None, timeout: f
 
 
 @main.command()
-@_STATE
-@_CONFIG
+@STATE
+@CONFIG
 @_NODE_SOCKET
 @click.option("--engine", type=click.Choice(["local", "docker"]),
               help="What runs notebook servers.  [default: the node's]")  # fmt: skip
@@ -256,14 +245,17 @@ def service(arguments: Sequence[str]) -> None:
     _become("gpuslice.service", arguments)
 
 
+main.add_command(quota)
+
+
 @main.group()
 def ledger() -> None:
     """Look into the ledger."""
 
 
 @ledger.command()
-@_STATE
-@_CONFIG
+@STATE
+@CONFIG
 def verify(state: Path, config: Path | None) -> None:
     """Check the books: segments, entries, claims, projections. Exit code 1 if anything differs."""
     from gpuslice.cli.ledger import problems

@@ -25,6 +25,7 @@ HANDED_OUT: Mapping[str, tuple[str, ...]] = {
         "service_token",
         "broker_token",
         "node_token",
+        "operator_token",
         "cookie_secret",
         "database_password",
     ),

@@ -30,6 +30,8 @@ SECRETS: Mapping[str, Callable[[], str]] = {
     "broker_token": make_token,
     # node's supervisors → service
     "node_token": make_token,
+    # administrators on this machine (gpuslice quota …) → service
+    "operator_token": make_token,
     # hub → proxy
     "proxy_token": make_token,
     # cookies of service and hub

@@ -1,7 +1,8 @@
 """Who is calling and what they may do: every decision about access is made in this module.
 
 Spawner and node show a fixed token from a private file; it is compared here and the hub is not
-asked. People and notebooks show a token of the hub (a browser has it in a cookie); the hub says
+asked. So does an administrator on the machine itself (``gpuslice quota …``), whom no hub has to
+know. People and notebooks show a token of the hub (a browser has it in a cookie); the hub says
 whose it is and which scopes it has. Scopes decide, never whether the owner is an admin: an admin's
 token made for little may do little.
 """
@@ -38,6 +39,9 @@ SCOPE_STOP = "custom:gpuslice:stop"
 #: The hub's own scope for metrics.
 SCOPE_METRICS = "read:metrics"
 
+#: Who runs the command that shows the operator's token; for the audit only.
+ACTOR_HEADER = "X-Gpuslice-Actor"
+
 #: What RFC 6750 allows in a token. Anything else is refused before it gets into another request.
 _TOKEN = re.compile(r"(?:token|bearer) +([A-Za-z0-9\-._~+/]{1,512}=*)", re.IGNORECASE)
 
@@ -65,7 +69,8 @@ class Access(Enum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a request. ``kind`` is ``user``, ``service``, ``broker``, ``node``, ``public``;
+    """Whoever sent a request. ``kind``: ``user``, ``service``, ``operator``, ``broker``, ``node``,
+    ``public``;
     a hub service may have the name of a user, so never compare ``name`` alone."""
 
     kind: str
@@ -171,13 +176,17 @@ class Caller:
 class FixedToken:
     """Spawner or node: one token from a private file, compared in constant time, no hub."""
 
-    def __init__(self, kind: str, token: str) -> None:
-        self._caller = Caller(kind)
+    def __init__(self, kind: str, token: str, scopes: frozenset[str] = frozenset()) -> None:
+        self._caller = Caller(kind, scopes=scopes)
         self._digest = _digest(token)
 
-    def identify(self, request: HTTPServerRequest) -> Caller:
+    def shown_by(self, request: HTTPServerRequest) -> bool:
+        """Whether the request shows this very token."""
         token = header_token(request)
-        if token is None or not hmac.compare_digest(_digest(token), self._digest):
+        return token is not None and hmac.compare_digest(_digest(token), self._digest)
+
+    def identify(self, request: HTTPServerRequest) -> Caller:
+        if not self.shown_by(request):
             raise Refused(
                 "login-needed", f"This needs the {self._caller.kind}'s token.", status=401
             )
@@ -188,6 +197,12 @@ def header_token(request: HTTPServerRequest) -> str | None:
     """The token of ``Authorization: token …`` (or ``Bearer``), if it can be one."""
     match = _TOKEN.fullmatch(request.headers.get("Authorization", "").strip())
     return match[1] if match else None
+
+
+def _actor(request: HTTPServerRequest) -> str:
+    """The login name that an operator's command says it runs for."""
+    said = request.headers.get(ACTOR_HEADER, "").strip()
+    return said if re.fullmatch(r"[A-Za-z0-9._@-]{1,64}", said) else ""
 
 
 def _digest(token: str) -> bytes:
@@ -241,6 +256,8 @@ class Gate:
             Access.BROKER: FixedToken("broker", config.broker_token),
             Access.NODE: FixedToken("node", config.node_token),
         }
+        scopes = frozenset({SCOPE_ADMIN, SCOPE_METRICS, config.access_scope})
+        self._operator = FixedToken("operator", config.operator_token, scopes)
 
     async def identify(self, handler: RequestHandler, access: Access) -> Caller:
         """The caller of a request, by the means that a route asking for ``access`` accepts."""
@@ -248,6 +265,10 @@ class Gate:
             return Caller("public")
         if access in self._fixed:
             return self._fixed[access].identify(handler.request)
+        if self._operator.shown_by(handler.request):
+            # Which person it was the machine knows: they could read the token.
+            caller = self._operator.identify(handler.request)
+            return replace(caller, name=_actor(handler.request))
         return await self._ask_hub(handler)
 
     def admit(self, caller: Caller, access: Access) -> None:

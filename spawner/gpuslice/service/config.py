@@ -19,6 +19,7 @@ class ServiceConfig:
     service_token: str = field(repr=False)
     broker_token: str = field(repr=False)
     node_token: str = field(repr=False)
+    operator_token: str = field(repr=False)
     cookie_secret: bytes = field(repr=False)
     #: Scheme and host of hub and service; set only where the hub uses subdomains.
     hub_host: str = ""
@@ -33,9 +34,9 @@ class ServiceConfig:
             path = getattr(self, name)
             if not (path.startswith("/") and path.endswith("/")):
                 raise ValueError(f"{name} must begin and end with '/', not {path!r}")
-        tokens = (self.service_token, self.broker_token, self.node_token)
+        tokens = (self.service_token, self.broker_token, self.node_token, self.operator_token)
         if len(set(tokens)) < len(tokens):
-            raise ValueError("service token, broker token and node token must differ")
+            raise ValueError("the tokens of service, broker, node and operator must differ")
 
     @property
     def access_scope(self) -> str:

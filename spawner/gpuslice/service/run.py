@@ -78,6 +78,7 @@ def build_config(
         service_token=place.secret("service_token"),
         broker_token=place.secret("broker_token"),
         node_token=place.secret("node_token"),
+        operator_token=place.secret("operator_token"),
         # Hashed to the 32 bytes that signing wants, whatever the file's form.
         cookie_secret=hashlib.sha256(place.secret("cookie_secret").encode()).digest(),
     )
