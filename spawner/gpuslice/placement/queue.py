@@ -1,0 +1,259 @@
+"""Who of those that wait may have a slice now, and when the others can expect one. Pure, no I/O.
+
+Requests come in their order. Who fits is offered a place; the first ones that do not fit are
+*protected* (EASY backfill, as batch schedulers do it, for the first few instead of the first one):
+a later, smaller request may pass only if it is over before the protected one's reservation time,
+or takes nothing that one needs then. Where the ends of what runs are unknown there is no such
+time; then small ones pass until the large one has lost patience, and from then on one device is
+kept clear for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gpuslice.fleet.slice_types import SliceType
+from gpuslice.placement.place import place
+from gpuslice.placement.snapshot import (
+    DeviceSnapshot,
+    FleetSnapshot,
+    HostSnapshot,
+    Placement,
+)
+from gpuslice.wire import DeviceState, Enforcement
+
+#: So many requests that do not fit are protected; those behind them wait for theirs to move up.
+PROTECTED = 3
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request, in its place in line; times in UTC microseconds.
+
+    ``longest_us``: it runs at most so long; None: nobody knows. ``impatient``: it has waited so
+    long that nobody may pass it any more, even where no reservation time is known.
+    """
+
+    request_id: str
+    slice_type: SliceType
+    longest_us: int | None = None
+    impatient: bool = False
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a request may expect.
+
+    ``placement``: it may start now. ``reserved_us``: it starts by then at the latest, as far as
+    the ends that are certain go. ``expected_us``: a guess from how long others stay; None: nobody
+    can know.
+    """
+
+    request_id: str
+    placement: Placement | None
+    reserved_us: int | None
+    expected_us: int | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What `place` needs beside a fleet and a slice type."""
+
+    reserve_bytes: int
+    ceilings: Mapping[str, Enforcement]
+
+
+def outlooks(
+    waiting: Sequence[Waiting],
+    fleet: FleetSnapshot,
+    *,
+    ends: Mapping[str, int],
+    guesses: Mapping[str, int],
+    stays: Mapping[str, int],
+    rules: Rules,
+    now: int,
+) -> list[Outlook]:
+    """The outlook of every request, in the order given.
+
+    Args:
+        waiting: In the order in which they are to be served.
+        fleet: As it is now, with the claims of all live leases.
+        ends: When leases end at the latest, by lease; who is missing may stay for ever.
+        guesses: When leases will probably end, for all of which anything is known.
+        stays: How long a slice of a type is usually kept, by its name.
+    """
+    likely = _expected(waiting, fleet, guesses, stays, rules, now)
+    protected: list[tuple[Waiting, int | None]] = []
+    known = dict(ends)
+    found = []
+    for one, expected in zip(waiting, likely, strict=True):
+        placement = _may_start(one, fleet, known, protected, rules, now)
+        if placement is not None:
+            fleet = with_claims(fleet, placement)
+            if one.longest_us is not None:
+                known[one.request_id] = now + one.longest_us
+            found.append(Outlook(one.request_id, placement, now, now))
+            continue
+        at = earliest(one.slice_type, fleet, known, rules, now)
+        if len(protected) < PROTECTED:
+            protected.append((one, at))
+        found.append(Outlook(one.request_id, None, at, expected))
+    return found
+
+
+def earliest(
+    wanted: SliceType, fleet: FleetSnapshot, ends: Mapping[str, int], rules: Rules, now: int
+) -> int | None:
+    """When a slice of this type has a place, if every lease stays until its end; None: unknown."""
+    if _place(fleet, wanted, rules) is not None:
+        return now
+    gone: set[str] = set()
+    for at, lease_id in sorted((max(now, at), lease_id) for lease_id, at in ends.items()):
+        gone.add(lease_id)
+        if _place(without_leases(fleet, gone), wanted, rules) is not None:
+            return at
+    return None
+
+
+def with_claims(fleet: FleetSnapshot, placement: Placement) -> FleetSnapshot:
+    """The fleet with one more lease in it."""
+
+    def host(one: HostSnapshot) -> HostSnapshot:
+        if one.node_id != placement.node_id:
+            return one
+        return replace(one, claims=(*one.claims, placement.host_claim))
+
+    def device(one: DeviceSnapshot) -> DeviceSnapshot:
+        claim = placement.device_claim
+        if claim is None or (one.node_id, one.uuid) != (placement.node_id, placement.device_uuid):
+            return one
+        return replace(one, claims=(*one.claims, claim))
+
+    return FleetSnapshot(tuple(map(host, fleet.hosts)), tuple(map(device, fleet.devices)))
+
+
+def without_leases(fleet: FleetSnapshot, gone: set[str]) -> FleetSnapshot:
+    """The fleet when these leases are over."""
+    return FleetSnapshot(
+        tuple(
+            replace(one, claims=tuple(c for c in one.claims if c.lease_id not in gone))
+            for one in fleet.hosts
+        ),
+        tuple(
+            replace(one, claims=tuple(c for c in one.claims if c.lease_id not in gone))
+            for one in fleet.devices
+        ),
+    )
+
+
+# --- passing ----------------------------------------------------------------------------------
+
+
+def _may_start(
+    one: Waiting,
+    fleet: FleetSnapshot,
+    ends: Mapping[str, int],
+    protected: Sequence[tuple[Waiting, int | None]],
+    rules: Rules,
+    now: int,
+) -> Placement | None:
+    """Where it may start now without delaying anybody who is protected."""
+    open_to_it = fleet
+    for large, at in protected:
+        if at is None and large.impatient:
+            open_to_it = _without_device(open_to_it, _kept_clear(large.slice_type, fleet, rules))
+    over_us = None if one.longest_us is None else now + one.longest_us
+    after = dict(ends) | ({one.request_id: over_us} if over_us is not None else {})
+    # What best fit prefers may be what somebody else waits for: then the next best.
+    while (placement := _place(open_to_it, one.slice_type, rules, one.request_id)) is not None:
+        taken = with_claims(fleet, placement)
+        if not any(
+            _delays(taken, after, over_us, large, at, rules, now) for large, at in protected
+        ):
+            return placement
+        if placement.device_uuid is None:
+            return None
+        open_to_it = _without_device(open_to_it, (placement.node_id, placement.device_uuid))
+    return None
+
+
+def _delays(
+    taken: FleetSnapshot, ends: Mapping[str, int], over_us: int | None, large: Waiting,
+    at: int | None, rules: Rules, now: int,
+) -> bool:  # fmt: skip
+    """Whether a lease that has been added, over at ``over_us``, keeps ``large`` waiting longer."""
+    if at is None or (over_us is not None and over_us <= at):
+        return False
+    then = earliest(large.slice_type, taken, ends, rules, now)
+    return then is None or then > at
+
+
+def _kept_clear(wanted: SliceType, fleet: FleetSnapshot, rules: Rules) -> tuple[str, str] | None:
+    """The device that will be clear for it with the fewest ends to wait for."""
+    best: tuple[int, str, str] | None = None
+    for device in fleet.devices:
+        alone = FleetSnapshot(
+            tuple(host for host in fleet.hosts if host.node_id == device.node_id),
+            (replace(device, claims=()),),
+        )
+        freed = without_leases(alone, {claim.lease_id for claim in device.claims})
+        if _place(freed, wanted, rules) is None:
+            continue
+        rank = (len(device.claims), device.node_id, device.uuid)
+        best = rank if best is None else min(best, rank)
+    return None if best is None else best[1:]
+
+
+def _without_device(fleet: FleetSnapshot, key: tuple[str, str] | None) -> FleetSnapshot:
+    return FleetSnapshot(
+        fleet.hosts,
+        tuple(
+            replace(one, state=DeviceState.DRAINING) if (one.node_id, one.uuid) == key else one
+            for one in fleet.devices
+        ),
+    )
+
+
+def _place(
+    fleet: FleetSnapshot, wanted: SliceType, rules: Rules, lease_id: str = ""
+) -> Placement | None:
+    found = place(
+        fleet, wanted, reserve_bytes=rules.reserve_bytes, ceilings=rules.ceilings,
+        lease_id=lease_id,
+    )  # fmt: skip
+    return found if isinstance(found, Placement) else None
+
+
+# --- guessing ---------------------------------------------------------------------------------
+
+
+def _expected(
+    waiting: Sequence[Waiting],
+    fleet: FleetSnapshot,
+    guesses: Mapping[str, int],
+    stays: Mapping[str, int],
+    rules: Rules,
+    now: int,
+) -> list[int | None]:
+    """When each will probably start if all are served strictly in turn.
+
+    A slice that is handed on later counts as taken from now on, so a guess is rather too late
+    than too early.
+    """
+    ends = dict(guesses)
+    found: list[int | None] = []
+    for one in waiting:
+        at = earliest(one.slice_type, fleet, ends, rules, now)
+        found.append(at)
+        if at is None:
+            continue
+        gone = {lease_id for lease_id, end in ends.items() if end <= at}
+        placement = _place(without_leases(fleet, gone), one.slice_type, rules, one.request_id)
+        if placement is None:
+            continue
+        fleet = with_claims(fleet, placement)
+        stay = stays.get(one.slice_type.name, one.longest_us)
+        if stay is not None:
+            ends[one.request_id] = at + stay
+    return found
