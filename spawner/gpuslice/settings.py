@@ -447,6 +447,18 @@ class TimingSettings(_Table):
     hold_horizon_s: float = _seconds(
         600.0, 86_400, "How far ahead money is held; at least twice `heartbeat_s`."
     )
+    offer_s: float = _seconds(
+        600.0, 86_400, "How long a slice is reserved for whoever's turn in the queue has come."
+    )
+    queue_patience_s: float = _seconds(
+        1800.0, 604_800, "After how long nobody may pass a request for which no time is known."
+    )
+    first_open_s: float = _seconds(
+        600.0,
+        86_400,
+        "How long a server that the queue started waits to be opened; until then "
+        "its time is the platform's.",
+    )
     limit_grace_s: float = _seconds(
         120.0,
         86_400,

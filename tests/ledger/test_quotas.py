@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from gpuslice import wire
-from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
-from gpuslice.ledger.tables import Entry, Lease, NoticeRow
-from gpuslice.quotas import policies
-from gpuslice.quotas.documents import PolicyDocument
+from gpuslice.ledger.tables import Entry, NoticeRow
 from gpuslice.units import HOUR_US, MINUTE_US, format_money
 from ledgerworld import World
+from quotaworld import finish, leases, notices, passes, refused, set_policy, spawn, stop_all
 
 #: The policy that the issue asks for, in its own words: one quarter slice each, 20 GPU-hours a
 #: week, 50 a month for the whole course, no whole GPUs.
@@ -37,57 +34,6 @@ def world(database_url: str) -> Iterator[World]:
     yield made
     assert made.problems() == []
     made.close()
-
-
-def set_policy(world: World, kind: str, name: str, document: dict[str, Any]) -> None:
-    def work(session: sa.orm.Session) -> None:
-        account = policies.account_of(session, kind, name, world.now)
-        subject = policies.subject_of(kind, account)
-        before = policies.current(session, subject)
-        policies.set_policy(
-            session, subject, account, PolicyDocument.model_validate(document),
-            expected=before.version if before else None, actor="root", reason="a test",
-            now=world.now,
-        )  # fmt: skip
-
-    world.database.write(work)
-
-
-def spawn(world: World, user: str, slice_name: str, groups: list[str], server: str = "",
-          **more: Any) -> str:  # fmt: skip
-    """A running server's lease; Refused."""
-    request = wire.LeaseRequest(
-        attempt=uuid.uuid4().hex, user=user, server=server, slice=slice_name, groups=groups, **more
-    )
-    lease_id = world.do(world.live().grant(request)).lease_id
-    assert world.supervise(lease_id)
-    return lease_id
-
-
-def refused(job: Callable[[], object]) -> Refused:
-    with pytest.raises(Refused) as caught:
-        job()
-    return caught.value
-
-
-def passes(world: World, us: int, step_us: int = MINUTE_US) -> None:
-    """Time with a comparison every step, as the service does it."""
-    til = world.now + us
-    while world.now < til:
-        world.now = min(til, world.now + step_us)
-        world.reconcile()
-
-
-def finish(world: World, lease_id: str) -> None:
-    """The server ends, if the node has not ended it already."""
-    server = world.node.servers.get(lease_id)
-    if server is not None and server.runs:
-        world.node.finish(server)
-    world.settle_everything(3)
-
-
-def notices(world: World, user: str) -> list[str]:
-    return [one.kind for one in world.do(world.live().notices(user, 0))]
 
 
 # --- the students' course -----------------------------------------------------------------------
@@ -133,14 +79,6 @@ def test_twenty_gpu_hours_a_week_are_eighty_hours_of_a_quarter(world: World) -> 
     spawn(world, "ada", "quarter", ["students"])
 
 
-def stop_all(world: World) -> None:
-    for server in list(world.node.servers.values()):
-        if server.runs:
-            world.stop(server.lease_id)
-            world.node.finish(server)
-    world.settle_everything(3)
-
-
 def test_the_course_has_one_budget(world: World) -> None:
     """Quarters cost 0.875001 an hour: 50 are gone after some 57 hours of two students' together."""
     set_policy(world, "group", "students", STUDENTS)
@@ -162,10 +100,6 @@ def test_the_course_has_one_budget(world: World) -> None:
     no = refused(lambda: spawn(world, "cleo", "quarter", ["students"]))
     assert no.refusal.reason == "budget-limit"
     assert "50.00 EUR a month" in no.refusal.message
-
-
-def leases(world: World) -> list[Lease]:
-    return world.database.read(lambda s: list(s.scalars(sa.select(Lease).order_by(Lease.id))))
 
 
 def test_every_account_above_the_user_admits(world: World) -> None:

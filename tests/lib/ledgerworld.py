@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session
 
 from fakenode import Crash, FakeNode, gpu, mig
 from gpuslice import wire
-from gpuslice.broker import broker as broker_module
 from gpuslice.broker import grant as grant_module
 from gpuslice.broker.broker import Broker
+from gpuslice.broker.core import Hub
 from gpuslice.broker.verify import verify
 from gpuslice.errors import Refused
 from gpuslice.ledger import migrate
@@ -133,14 +133,14 @@ class World:
         *,
         settings: Settings | None = None,
         devices: list[wire.DeviceReport] | None = None,
+        hub: Hub | None = None,
     ) -> None:
         self.url = url
+        self.hub = hub
         self.settings = settings or world_settings()
         self.now = START
         self.loop = asyncio.new_event_loop()
         self.node = FakeNode(self.clock, devices or world_devices())
-        self._real_now = broker_module.now_us
-        broker_module.now_us = self.clock
         # Leases are worked through in the order of their ids: with ids by chance, the same steps
         # would have another outcome the next time.
         numbers = itertools.count(1)
@@ -162,7 +162,7 @@ class World:
         self.node.crash_in = None
         was_up, self.node.up = self.node.up, True
         # The fake has the call signatures of NodeClient, not its type.
-        self.broker = Broker(self.settings, self.database, self.node)  # type: ignore[arg-type]
+        self.broker = Broker(self.settings, self.database, self.node, self.hub, self.clock)  # type: ignore[arg-type]
         self.loop.run_until_complete(self.broker.start())
         self.node.up = was_up
 
@@ -173,7 +173,6 @@ class World:
 
     def close(self) -> None:
         self.kill()
-        broker_module.now_us = self._real_now
         grant_module.uuid = self._real_uuid
         self.loop.close()
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -17,14 +17,16 @@ from gpuslice.broker import (
     grant,
     lifecycle,
     meter,
+    queue,
     reconcile,
     reconciler,
     stats,
     views,
     watch,
 )
-from gpuslice.broker.core import Core
+from gpuslice.broker.core import Core, Hub
 from gpuslice.broker.policydesk import PolicyDesk
+from gpuslice.broker.queuedesk import QueueDesk
 from gpuslice.broker.states import OVER
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
@@ -46,20 +48,16 @@ FIRST_INVENTORY_S = 10.0
 NOTICES = 100
 
 
-class Hub(Protocol):
-    """What the broker needs of the hub: to end one server as its user would."""
-
-    async def stop_server(self, user: str, server: str) -> None: ...
-
-
 class Broker:
     """One platform's leases. `start`, then `run` until cancelled, then `close`."""
 
     def __init__(
-        self, settings: Settings, database: Database, node: NodeClient, hub: Hub | None = None
-    ) -> None:
-        self.core = Core(settings, database)
+        self, settings: Settings, database: Database, node: NodeClient, hub: Hub | None = None,
+        clock: Callable[[], int] = now_us,
+    ) -> None:  # fmt: skip
+        self.core = Core(settings, database, clock)
         self.policies = PolicyDesk(self.core, self._rules, self._policies_changed)
+        self.queue = QueueDesk(self.core, self._rules, hub)
         self._settings = settings
         self._db = database
         self._node = node
@@ -114,7 +112,7 @@ class Broker:
         """
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
-        self.core.epoch = await self._db.awrite(lambda s: meter.acquire(s, now=now_us()))
+        self.core.epoch = await self._db.awrite(lambda s: meter.acquire(s, now=self.core.now()))
         limit = self._settings.limits.leases_per_user
         await self._write(lambda s, now: policies.follow_settings(s, limit, now=now))
         await self._policies_changed()
@@ -205,7 +203,7 @@ class Broker:
             NodeUnavailable: no list, so nothing was concluded.
         """
         async with self._tick_lock:
-            asked = now_us()
+            asked = self.core.now()
             listing = await self._node.listing()
             todo = await self._write(
                 lambda s, now: reconciler.apply_listing(
@@ -216,7 +214,8 @@ class Broker:
             self._judge_node(listing, todo)
             await self._carry_out(todo)
             await self._hold_to_limits()
-            self._reconciled_us = now_us()
+            await self.queue.serve_line()
+            self._reconciled_us = self.core.now()
 
     async def _hold_to_limits(self) -> None:
         """Warn and stop what runs into a limit; the hub is asked first, then the node."""
@@ -350,7 +349,9 @@ class Broker:
         rules, currency = self._rules(), self._settings.currency
 
         def work(session: Session, now: int) -> tuple[wire.LeaseGrant, wire.PrepareSlice]:
-            lease = grant.grant(session, request, rules, now=now)
+            lease = queue.take_offer(session, request, rules, now=now) or grant.grant(
+                session, request, rules, now=now
+            )
             if lease.state != wire.LeaseState.GRANTED:
                 raise Refused("attempt-over", f"This attempt's lease is {lease.state} already.")
             granted = views.lease_grant(session, lease, currency=currency)
@@ -484,7 +485,7 @@ class Broker:
             self._db.aread(
                 lambda s: views.me(
                     s, user, server, currency=self._settings.currency,
-                    timezones=self._billing.timezones, simulated=simulated, now=now_us(),
+                    timezones=self._billing.timezones, simulated=simulated, now=self.core.now(),
                     uses=self._uses,
                     groups=groups,
                 )
@@ -583,7 +584,9 @@ class Broker:
         }
 
     def _age_s(self) -> float | None:
-        return None if self._reconciled_us is None else (now_us() - self._reconciled_us) / 1e6
+        return (
+            None if self._reconciled_us is None else (self.core.now() - self._reconciled_us) / 1e6
+        )
 
     async def metrics_snapshot(self) -> dict[str, object]:
         """Numbers for Prometheus: every label value is present from the start."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -24,12 +25,39 @@ T = TypeVar("T")
 CLAIM: ContextVar[idempotency.Claim | None] = ContextVar("claim", default=None)
 
 
+@dataclass(frozen=True)
+class HubUser:
+    """A user as the hub has them now."""
+
+    name: str
+    groups: tuple[str, ...]
+    #: When each running server was last used, as the hub knows (UTC microseconds), by its name.
+    active_us: Mapping[str, int | None]
+
+
+class Hub(Protocol):
+    """What the broker needs of the hub; every call may raise any exception."""
+
+    async def stop_server(self, user: str, server: str) -> None:
+        """End one server as its user would."""
+
+    async def start_server(self, user: str, server: str, options: Mapping[str, str]) -> None:
+        """Start one as its user would; returns when the hub has begun to."""
+
+    async def user(self, name: str) -> HubUser | None:
+        """A user as the hub has them now; None: there is none."""
+
+
 class Core:
     """Transactions for everybody who works on one ledger."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, clock: Callable[[], int] = now_us
+    ) -> None:
         self.settings = settings
         self.db = database
+        #: The time, UTC microseconds.
+        self.now = clock
         self.epoch = 0
         self.errors = stats.Errors()
 
@@ -45,7 +73,7 @@ class Core:
         claim = CLAIM.get()
 
         def guarded(session: Session) -> T:
-            now = now_us()
+            now = self.now()
             meter.check(session, self.epoch, now=now)
             if claim is not None and not claim.taken:
                 idempotency.claim(session, claim, now)

@@ -41,8 +41,18 @@ class GrantRules:
     closed_nodes: dict[str, str]
 
 
-def grant(session: Session, request: LeaseRequest, rules: GrantRules, *, now: int) -> Lease:
+def grant(
+    session: Session,
+    request: LeaseRequest,
+    rules: GrantRules,
+    *,
+    now: int,
+    placement: Placement | None = None,
+) -> Lease:
     """Grant one slice. The same attempt again answers with the same lease.
+
+    Args:
+        placement: Where, if that was decided already on this very view of the fleet.
 
     Raises:
         Refused: with the reason, the limit and what is free instead; nothing was written.
@@ -55,7 +65,8 @@ def grant(session: Session, request: LeaseRequest, rules: GrantRules, *, now: in
     account_id = accounts.find_or_open(session, accounts.HUB_USER, request.user, now)
     _no_live_lease(session, account_id, request.server)
     verdict = admit(session, account_id, ask_of(request, wanted, rules), now=now)
-    placement = _place(session, wanted, rules)
+    if placement is None:
+        placement = _place(session, wanted, rules)
     lease = _lease(session, request, verdict, wanted, placement, rules, now)
     session.add(lease)
     session.flush()

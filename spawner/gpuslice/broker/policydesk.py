@@ -24,7 +24,6 @@ from gpuslice.quotas.views import (
     VerdictView,
 )
 from gpuslice.quotas.words import amount, plain
-from gpuslice.units import now_us
 
 #: An account that nobody has: what a user without one has used is nothing.
 _NOBODY = 0
@@ -113,7 +112,7 @@ class PolicyDesk:
         ask = ask_of(request, wanted, rules)
 
         def work(session: Session) -> Explanation:
-            now = now_us()
+            now = self._core.now()
             account_id = accounts.find(session, accounts.HUB_USER, body.user) or _NOBODY
             verdicts = admission.decide(session, account_id, ask, now=now)
             ok = any(verdict.ok for verdict in verdicts)

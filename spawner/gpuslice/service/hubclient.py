@@ -1,11 +1,17 @@
-"""A small client of the hub's API, with the service's own token: it asks to stop servers."""
+"""A small client of the hub's API, with the service's own token: servers and users."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
+
+from gpuslice.broker.core import HubUser
+from gpuslice.units import UnitError, from_datetime
 
 
 class HubUnavailable(Exception):
@@ -29,18 +35,53 @@ class HubClient:
         Raises:
             HubUnavailable: not reachable, too slow, or an answer that is none of these.
         """
-        path = f"/users/{quote(user, safe='')}/server"
-        if server:
-            path += f"s/{quote(server, safe='')}"
+        status, _ = await self._call("DELETE", _server(user, server))
+        if status not in (202, 204, 404):
+            raise HubUnavailable(f"the hub answered {status}")
+
+    async def start_server(self, user: str, server: str, options: Mapping[str, str]) -> None:
+        """Ask the hub to start one server with these options. Returns when it has begun to.
+
+        Raises:
+            HubUnavailable: not reachable, too slow, or it said no.
+        """
+        status, answer = await self._call("POST", _server(user, server), dict(options))
+        if status not in (201, 202):
+            said = answer.get("message") if isinstance(answer, dict) else None
+            raise HubUnavailable(f"the hub answered {status}: {str(said or '')[:300]}")
+
+    async def user(self, name: str) -> HubUser | None:
+        """A user as the hub has them now; None: there is none.
+
+        Raises:
+            HubUnavailable: not reachable, too slow, or an answer that is no user.
+        """
+        status, answer = await self._call("GET", f"/users/{quote(name, safe='')}")
+        if status == 404:
+            return None
+        if status != 200 or not isinstance(answer, dict):
+            raise HubUnavailable(f"the hub answered {status}")
+        servers = answer.get("servers") or {}
+        return HubUser(
+            name=str(answer["name"]),
+            groups=tuple(map(str, answer.get("groups") or ())),
+            active_us={
+                str(server): _moment(model.get("last_activity"))
+                for server, model in servers.items()
+            },
+        )
+
+    async def _call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         # encoded=True: the path is quoted already, and must not be "normalised" again.
         url = URL(self._api_url + path, encoded=True)
         try:
-            async with self._open().delete(url, allow_redirects=False) as answer:
-                status = answer.status
-        except (aiohttp.ClientError, TimeoutError) as exc:
+            async with self._open().request(
+                method, url, json=body, allow_redirects=False
+            ) as answer:
+                is_json = answer.content_type == "application/json"
+                return answer.status, await answer.json() if is_json else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             raise HubUnavailable(f"{type(exc).__name__}: {exc}"[:300]) from exc
-        if status not in (202, 204, 404):
-            raise HubUnavailable(f"the hub answered {status}")
 
     async def close(self) -> None:
         if self._session is not None:
@@ -52,3 +93,16 @@ class HubClient:
             # trust_env stays off: a proxy from the environment must not see this token.
             self._session = aiohttp.ClientSession(headers=self._headers, timeout=self._timeout)
         return self._session
+
+
+def _server(user: str, server: str) -> str:
+    path = f"/users/{quote(user, safe='')}/server"
+    return f"{path}s/{quote(server, safe='')}" if server else path
+
+
+def _moment(text: object) -> int | None:
+    """The hub's ISO time with its zone; None where it says none, or none that can be read."""
+    try:
+        return from_datetime(datetime.fromisoformat(str(text)))
+    except (ValueError, UnitError):
+        return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gpuslice import wire
+from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
 from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.quotas.views import ExplainRequest, Explanation, PolicyKind, PolicyView
@@ -38,6 +39,22 @@ class PolicyDesk(Protocol):
     async def explain(self, body: ExplainRequest) -> Explanation: ...
 
 
+class QueueDesk(Protocol):
+    """The queue; all may raise Refused."""
+
+    async def join(self, body: JoinFor) -> RequestView: ...
+
+    async def mine(self, user: str) -> list[RequestView]: ...
+
+    async def all(self) -> list[RequestView]: ...
+
+    async def change(self, request_id: str, user: str, body: ChangeRequest) -> RequestView: ...
+
+    async def leave(
+        self, request_id: str, user: str | None, actor: str, reason: str | None
+    ) -> RequestView: ...
+
+
 class Broker(Protocol):
     """The facade over leases and ledger. No method blocks the event loop; none calls the hub
     inside a transaction. The desks are parts of it, by what they are about."""
@@ -47,6 +64,9 @@ class Broker(Protocol):
 
     @property
     def policies(self) -> PolicyDesk: ...
+
+    @property
+    def queue(self) -> QueueDesk: ...
 
     async def offers(self, user: str | None) -> list[wire.Offer]:
         """Slice types as this user may take them; ``None``: as anybody."""

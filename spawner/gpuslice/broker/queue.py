@@ -1,0 +1,412 @@
+"""The queue's moves, each a function that runs in the caller's transaction.
+
+``waiting → offered → fulfilled``, or ``left``, ``expired``, ``refused``. An offer is a lease that
+was granted and not started: it holds its slice and its money by the same rows as any other, and
+what nobody takes in time goes the way of every lease that never ran. ``starting``: the hub was
+asked to start the server, because its user chose so.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from gpuslice import wire
+from gpuslice.broker import queueorder
+from gpuslice.broker.grant import (
+    GrantRules,
+    ask_of,
+    grant,
+    slice_type_of,
+    without_nodes,
+)
+from gpuslice.broker.snapshot import ceilings, fleet_snapshot
+from gpuslice.broker.stays import guessed_ends, usual_stays
+from gpuslice.errors import Refused
+from gpuslice.ledger import accounts, counters
+from gpuslice.ledger.tables import (
+    LIVE_STATES,
+    WAITING_STATES,
+    Audit,
+    Lease,
+    NoticeRow,
+    QueueRequest,
+)
+from gpuslice.placement import Placement
+from gpuslice.placement.queue import Outlook, Rules, Waiting, outlooks
+from gpuslice.quotas import admission
+from gpuslice.wire import LeaseState
+
+#: A user may wait in so many lines at the same time.
+MOST_WAITING = 5
+
+
+@dataclass(frozen=True)
+class QueueRules:
+    """Durations of the queue, microseconds."""
+
+    offer_us: int
+    patience_us: int
+    first_open_us: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """The queue at one moment: who waits in which order, and what each may expect."""
+
+    requests: tuple[QueueRequest, ...]
+    outlooks: tuple[Outlook, ...]
+
+    def of(self, request_id: str) -> tuple[int, Outlook] | None:
+        """The place in line (from 1) and the outlook of a request that waits."""
+        for place, (request, outlook) in enumerate(
+            zip(self.requests, self.outlooks, strict=True), 1
+        ):
+            if request.id == request_id:
+                return place, outlook
+        return None
+
+
+def live(session: Session, account_id: int, server: str) -> QueueRequest | None:
+    """The request of a named server that is not over."""
+    return session.scalar(
+        sa.select(QueueRequest)
+        .where(
+            QueueRequest.account_id == account_id,
+            QueueRequest.server_name == server,
+            QueueRequest.state.in_(WAITING_STATES),
+        )
+        .execution_options(populate_existing=True)
+    )
+
+
+def get(session: Session, request_id: str, user: str | None) -> QueueRequest:
+    """One request; with ``user`` only that user's.
+
+    Raises:
+        Refused: ``no-such-request``, the same for one that is somebody else's.
+    """
+    found = session.get(QueueRequest, request_id, populate_existing=True)
+    if found is None or (user is not None and found.user_name != user):
+        raise Refused("no-such-request", "There is no such request.", status=404)
+    return found
+
+
+# --- what users do ----------------------------------------------------------------------------
+
+
+def join(
+    session: Session, request: wire.LeaseRequest, options: Mapping[str, str], auto_start: bool,
+    rules: GrantRules, *, now: int,
+) -> QueueRequest:  # fmt: skip
+    """Take a place in line, or find the one that this server has already.
+
+    Raises:
+        Refused: the limits would refuse it even if something were free, it runs already, or the
+            user waits too often.
+    """
+    wanted = slice_type_of(request.slice, rules.catalogue)
+    account_id = accounts.find_or_open(session, accounts.HUB_USER, request.user, now)
+    known = live(session, account_id, request.server)
+    if known is not None:
+        if known.slice_type == wanted.name:
+            return known
+        raise Refused(
+            "already-waiting",
+            f"This server waits for a slice {known.slice_type} already; change that request, or "
+            "leave the queue first.",
+            status=409,
+        )
+    if _runs(session, account_id, request.server):
+        raise Refused("already-leased", "This server has a slice already.", status=409)
+    _limits_allow(session, account_id, request, rules, now)
+    waiting = session.scalar(
+        sa.select(sa.func.count()).where(
+            QueueRequest.account_id == account_id, QueueRequest.state.in_(WAITING_STATES)
+        )
+    )
+    if (waiting or 0) >= MOST_WAITING:
+        raise Refused(
+            "queue-limit", f"You wait for {MOST_WAITING} slices already; leave a line first.",
+            status=409, limit=f"{MOST_WAITING} requests at a time",
+        )  # fmt: skip
+    made = QueueRequest(
+        id=uuid.uuid4().hex, account_id=account_id, user_name=request.user,
+        server_name=request.server, slice_type=wanted.name, groups=json.dumps(request.groups),
+        options=json.dumps(dict(options)), auto_start=auto_start,
+        declared_us=request.declared_us, state_us=now, created_us=now,
+    )  # fmt: skip
+    session.add(made)
+    session.flush()
+    return made
+
+
+def _runs(session: Session, account_id: int, server: str) -> bool:
+    found = session.scalar(
+        sa.select(Lease.id).where(
+            Lease.account_id == account_id, Lease.server_name == server,
+            Lease.state.in_(LIVE_STATES),
+        )
+    )  # fmt: skip
+    return found is not None
+
+
+def _limits_allow(
+    session: Session, account_id: int, request: wire.LeaseRequest, rules: GrantRules, now: int
+) -> None:
+    """Refuse to wait for what the user may never have; being full now is what waiting is for."""
+    wanted = slice_type_of(request.slice, rules.catalogue)
+    ask = ask_of(request, wanted, rules)
+    verdicts = admission.decide(session, account_id, ask, now=now)
+    for verdict in verdicts:
+        if all(check.ok or check.rule.kind.startswith("slices") for check in verdict.checks):
+            return
+    raise admission.refuse(verdicts[0], ask, now)
+
+
+def leave(
+    session: Session, request: QueueRequest, *, actor: str, reason: str, now: int
+) -> str | None:
+    """Give the place up; returns the lease of an offer that is to be taken back."""
+    if request.state not in WAITING_STATES:
+        raise Refused("already-over", f"This request is over: it {_SAID[request.state]}.")
+    lease_id = request.lease_id if request.state in ("offered", "starting") else None
+    _over(request, "left", reason, now)
+    session.add(
+        Audit(at_us=now, actor=actor[:255], action="queue.leave", subject=request.id,
+              reason=reason[:500])
+    )  # fmt: skip
+    session.flush()
+    return lease_id
+
+
+_SAID = {
+    "fulfilled": "got its slice", "left": "was given up", "expired": "was not taken in time",
+    "refused": "was refused",
+}  # fmt: skip
+
+
+def change(
+    session: Session, request: QueueRequest, *, slice_type: str | None, auto_start: bool | None,
+    version: int, rules: GrantRules, now: int,
+) -> None:  # fmt: skip
+    """Wait for another slice type, or start (not) by itself; the place by age is kept.
+
+    Raises:
+        Refused: it changed in the meantime, has its turn already, or may not have that type.
+    """
+    if request.version != version:
+        raise Refused("stale-version", "This request has changed; look at it again.", status=409)
+    if request.state != "waiting":
+        raise Refused("already-over", "Its turn has come already.", status=409)
+    if slice_type is not None and slice_type != request.slice_type:
+        asked = as_lease_request(request).model_copy(update={"slice": slice_type})
+        _limits_allow(session, request.account_id, asked, rules, now)
+        request.slice_type = slice_type
+        request.options = json.dumps(json.loads(request.options) | {"slice": slice_type})
+    if auto_start is not None:
+        request.auto_start = auto_start
+    request.version += 1
+    session.flush()
+
+
+def as_lease_request(
+    request: QueueRequest, groups: Sequence[str] | None = None
+) -> wire.LeaseRequest:
+    """The lease that a request becomes; its own id is the attempt, so it becomes at most one."""
+    return wire.LeaseRequest(
+        attempt=request.id, user=request.user_name, server=request.server_name,
+        slice=request.slice_type, declared_us=request.declared_us,
+        groups=list(json.loads(request.groups) if groups is None else groups),
+    )  # fmt: skip
+
+
+def take_offer(
+    session: Session, request: wire.LeaseRequest, rules: GrantRules, *, now: int
+) -> Lease | None:
+    """The lease that was offered to this server, to be started now; None: there is no offer.
+
+    Raises:
+        Refused: another slice type is reserved for it.
+    """
+    account_id = accounts.find(session, accounts.HUB_USER, request.user)
+    found = None if account_id is None else live(session, account_id, request.server)
+    if found is None or found.lease_id is None:
+        return None
+    lease = session.get(Lease, found.lease_id, populate_existing=True, with_for_update=True)
+    if lease is None or lease.state != LeaseState.GRANTED:
+        return None
+    if lease.slice_type != request.slice:
+        raise Refused(
+            "offer-waits",
+            f"A slice {lease.slice_type} is reserved for this server; take that one, or give it "
+            "back first (My GPU, leave the queue).",
+            status=409,
+            alternatives=[lease.slice_type],
+        )
+    lease.attempt = request.attempt
+    lease.start_before_us = now + rules.start_timeout_us
+    session.flush()
+    return lease
+
+
+# --- what the broker does ---------------------------------------------------------------------
+
+
+def line(session: Session, rules: GrantRules, queue: QueueRules, *, now: int) -> Line:
+    """Everybody who waits, in the order in which they are served, with what each may expect."""
+    rows = {
+        row.id: row
+        for row in session.scalars(
+            sa.select(QueueRequest)
+            .where(QueueRequest.state == "waiting")
+            .execution_options(populate_existing=True)
+        )
+    }
+    if not rows:
+        return Line((), ())
+    ordered = [rows[place.request_id] for place in _ordered(session, rows, rules, now)]
+    known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
+    fleet = without_nodes(fleet_snapshot(session, rules.host_reserve_ram), rules.closed_nodes)
+    ends, guesses = guessed_ends(session, now)
+    found = outlooks(
+        [_waiting(one, rules, queue, now) for one in known], fleet, ends=ends, guesses=guesses,
+        stays=usual_stays(session, now),
+        rules=Rules(rules.reserve_bytes, ceilings(session)), now=now,
+    )  # fmt: skip
+    return Line(tuple(known), tuple(found))
+
+
+def _ordered(
+    session: Session, rows: Mapping[str, QueueRequest], rules: GrantRules, now: int
+) -> list[queueorder.Place]:
+    places = [_place_in_line(session, row, rules, now) for row in rows.values()]
+    since = now - queueorder.FORGOTTEN_US
+    concerned = {place.account_id for place in places} | {
+        place.group_id for place in places if place.group_id is not None
+    }
+    used = {
+        account_id: queueorder.decayed(
+            ((start, one.gpu_us) for start, one in counters.buckets(session, account_id, since)),
+            now,
+        )
+        for account_id in concerned
+    }
+    return queueorder.in_order(places, used, now)
+
+
+def _place_in_line(
+    session: Session, row: QueueRequest, rules: GrantRules, now: int
+) -> queueorder.Place:
+    wanted = rules.catalogue.get(row.slice_type)
+    group_id, priority = None, 0
+    if wanted is not None:
+        ask = ask_of(as_lease_request(row), wanted, rules)
+        verdict = admission.decide(session, row.account_id, ask, now=now)[0]
+        priority = verdict.effective.priority
+        group_id = verdict.chain.group.account_id if verdict.chain.group else None
+    return queueorder.Place(row.id, row.account_id, group_id, priority, row.created_us)
+
+
+def _waiting(row: QueueRequest, rules: GrantRules, queue: QueueRules, now: int) -> Waiting:
+    wanted = rules.catalogue.get(row.slice_type)
+    assert wanted is not None
+    return Waiting(
+        row.id, wanted, longest_us=row.declared_us,
+        impatient=now - row.created_us >= queue.patience_us,
+    )  # fmt: skip
+
+
+def offer(
+    session: Session, request: QueueRequest, placement: Placement, groups: Sequence[str],
+    rules: GrantRules, queue: QueueRules, *, now: int,
+) -> Lease | None:  # fmt: skip
+    """Reserve the slice for its user; None: a limit says no for now, and the request waits on.
+
+    Raises:
+        Conflict: the fleet changed under us.
+    """
+    request.groups = json.dumps(list(groups))
+    try:
+        with session.begin_nested():
+            lease = grant(
+                session, as_lease_request(request, groups), rules, now=now, placement=placement
+            )
+    except Refused as refused:
+        _not_now(session, request, refused, now)
+        return None
+    til = now + queue.offer_us
+    if request.auto_start:
+        til = now + rules.start_timeout_us
+        lease.open_before_us = til + queue.first_open_us
+    lease.start_before_us = til
+    request.state, request.state_us = ("starting" if request.auto_start else "offered"), now
+    request.lease_id, request.offer_til_us, request.reason = lease.id, til, None
+    request.version += 1
+    minutes = max(1, round((til - now) / 60_000_000))
+    said = (
+        f"Your turn has come: your server starts now on {lease.title}."
+        if request.auto_start
+        else f"Your turn has come: {lease.title} is reserved for you for {minutes} minutes. "
+        "Start your server, or leave the queue."
+    )
+    session.add(
+        NoticeRow(
+            idem_key=f"offer:{request.id}:{lease.id}", account_id=request.account_id,
+            lease_id=None, kind="offer", severity="info", message=said, created_us=now,
+        )
+    )  # fmt: skip
+    session.flush()
+    return lease
+
+
+def _not_now(session: Session, request: QueueRequest, refused: Refused, now: int) -> None:
+    """A limit that may free itself lets it wait on; what will never be allowed ends it."""
+    request.reason = str(refused)[:500]
+    if refused.refusal.reason in ("slice-not-allowed", "unknown-slice", "slice-not-offered"):
+        _over(request, "refused", str(refused), now)
+        session.add(
+            NoticeRow(
+                idem_key=f"refused:{request.id}", account_id=request.account_id, lease_id=None,
+                kind="queue", severity="warning",
+                message=f"You no longer wait for a slice {request.slice_type}: {refused}",
+                created_us=now,
+            )
+        )  # fmt: skip
+    session.flush()
+
+
+def sweep(session: Session, *, now: int) -> None:
+    """Note what became of offers: taken, or not taken in time."""
+    rows = session.execute(
+        sa.select(QueueRequest, Lease)
+        .join(Lease, Lease.id == QueueRequest.lease_id)
+        .where(QueueRequest.state.in_(("offered", "starting")))
+        .execution_options(populate_existing=True)
+    ).all()
+    for request, lease in rows:
+        if lease.started_us is not None:
+            _over(request, "fulfilled", "", now)
+        elif lease.state in (LeaseState.REVOKING, LeaseState.CANCELLED):
+            why = lease.end_reason or "the slice was not taken in time"
+            _over(request, "expired", why, now)
+            session.add(
+                NoticeRow(
+                    idem_key=f"expired:{request.id}", account_id=request.account_id,
+                    lease_id=None, kind="queue", severity="warning", created_us=now,
+                    message=f"The slice {request.slice_type} that was reserved for you is given "
+                    f"to the next one: {why}. Join the queue again if you need it.",
+                )
+            )  # fmt: skip
+    session.flush()
+
+
+def _over(request: QueueRequest, state: str, reason: str, now: int) -> None:
+    request.state, request.state_us = state, now
+    request.reason = reason[:500] or None
+    request.version += 1

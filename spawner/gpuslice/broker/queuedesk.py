@@ -1,0 +1,323 @@
+"""The queue as its users and administrators see it, and the work that serves it in turn."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal
+
+import sqlalchemy as sa
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from gpuslice import wire
+from gpuslice.broker import lifecycle, queue
+from gpuslice.broker.core import Core, Hub, HubUser
+from gpuslice.broker.grant import GrantRules
+from gpuslice.ledger.tables import LIVE_STATES, WAITING_STATES, Lease, QueueRequest
+from gpuslice.placement import Placement
+from gpuslice.units import SECOND_US
+from gpuslice.wire import LeaseId, LeaseState, Micros, Reason, ServerName, SliceName, UserName, Wire
+
+log = logging.getLogger(__name__)
+
+#: So many who wait are looked at in the hub in one round; the others have their turn later.
+_AT_ONCE = 20
+#: A server was used, and not just started, if the hub says so this long after its start.
+_OPENED_AFTER_US = 20 * SECOND_US
+
+
+class RequestView(Wire):
+    """A place in the queue. ``position`` is null once its turn has come.
+
+    ``start_by_us``: it starts by then at the latest; ``expected_us``: a guess. Both null: nobody
+    can know.
+    """
+
+    request_id: LeaseId
+    user: str
+    server: str
+    slice: SliceName
+    auto_start: bool
+    state: Literal["waiting", "offered", "starting", "fulfilled", "left", "expired", "refused"]
+    position: int | None
+    waiting: int
+    start_by_us: Micros | None
+    expected_us: Micros | None
+    offer_til_us: Micros | None
+    lease_id: LeaseId | None
+    reason: str | None
+    created_us: Micros
+    version: int
+
+
+class JoinQueue(Wire):
+    """Waits for a slice for one named server. ``options`` are what it is to be started with."""
+
+    slice: SliceName
+    server: ServerName = ""
+    auto_start: bool = False
+    options: dict[str, Annotated[str, Field(max_length=500)]] = Field({}, max_length=20)
+    declared_us: Annotated[int, Field(gt=0, le=1 << 50)] | None = None
+
+
+class ChangeRequest(Wire):
+    """Changes what is waited for; null leaves it as it is. ``version`` is the one that was read."""
+
+    slice: SliceName | None = None
+    auto_start: bool | None = None
+    version: int
+
+
+class LeaveQueue(Wire):
+    """Gives a place up; an administrator says why."""
+
+    reason: Reason | None = None
+
+
+class JoinFor(JoinQueue):
+    """What the spawner sends when nothing is free and its user chose to wait."""
+
+    user: UserName
+    groups: list[str] = Field([], max_length=1000)
+
+
+class QueueDesk:
+    """Joining, leaving and changing; and one round of serving the line."""
+
+    def __init__(self, core: Core, rules: Callable[[], GrantRules], hub: Hub | None) -> None:
+        self._core = core
+        self._rules = rules
+        self._hub = hub
+        timing = core.settings.timing
+        self._times = queue.QueueRules(
+            offer_us=int(timing.offer_s * 1e6),
+            patience_us=int(timing.queue_patience_s * 1e6),
+            first_open_us=int(timing.first_open_s * 1e6),
+        )
+
+    # --- users -------------------------------------------------------------------------------
+
+    async def join(self, body: JoinFor) -> RequestView:
+        """Take a place in line; the same again finds the same place.
+
+        Raises:
+            Refused: the limits do not allow it, or the server runs or waits already.
+        """
+        rules = self._rules()
+        asked = wire.LeaseRequest(
+            attempt="0" * 32, user=body.user, server=body.server, slice=body.slice,
+            groups=body.groups, declared_us=body.declared_us,
+        )  # fmt: skip
+
+        def work(session: Session, now: int) -> RequestView:
+            options = {**body.options, "slice": body.slice}
+            made = queue.join(session, asked, options, body.auto_start, rules, now=now)
+            return self._views(session, [made], now)[0]
+
+        return await self._core.serve_write(work)
+
+    async def mine(self, user: str) -> list[RequestView]:
+        """A user's requests that are not over, and the last few that are."""
+
+        def work(session: Session) -> list[RequestView]:
+            rows = session.scalars(
+                sa.select(QueueRequest)
+                .where(QueueRequest.user_name == user)
+                .order_by(QueueRequest.created_us.desc())
+                .limit(20)
+            ).all()
+            return self._views(session, rows, self._core.now())
+
+        return await self._core.serve_read(work)
+
+    async def all(self) -> list[RequestView]:
+        """Everybody who waits or has an offer, in the order in which they are served."""
+
+        def work(session: Session) -> list[RequestView]:
+            rows = session.scalars(
+                sa.select(QueueRequest).where(QueueRequest.state.in_(WAITING_STATES))
+            ).all()
+            views = self._views(session, rows, self._core.now())
+            return sorted(views, key=lambda view: (view.position or 0, view.created_us))
+
+        return await self._core.serve_read(work)
+
+    async def change(self, request_id: str, user: str, body: ChangeRequest) -> RequestView:
+        """Change what is waited for.
+
+        Raises:
+            Refused: not the user's, changed in the meantime, or its turn has come.
+        """
+        rules = self._rules()
+
+        def work(session: Session, now: int) -> RequestView:
+            found = queue.get(session, request_id, user)
+            queue.change(
+                session, found, slice_type=body.slice, auto_start=body.auto_start,
+                version=body.version, rules=rules, now=now,
+            )  # fmt: skip
+            return self._views(session, [found], now)[0]
+
+        return await self._core.serve_write(work)
+
+    async def leave(
+        self, request_id: str, user: str | None, actor: str, reason: str | None
+    ) -> RequestView:
+        """Give a place up, and what was reserved with it; ``user`` None: anybody's.
+
+        Raises:
+            Refused: not the user's, or over already.
+        """
+
+        def work(session: Session, now: int) -> RequestView:
+            found = queue.get(session, request_id, user)
+            why = reason or "left the queue"
+            lease_id = queue.leave(session, found, actor=actor, reason=why, now=now)
+            if lease_id is not None:
+                lifecycle.revoke(session, lease_id, why, now=now)
+            return self._views(session, [found], now)[0]
+
+        return await self._core.serve_write(work)
+
+    def _views(self, session: Session, rows: Sequence[QueueRequest], now: int) -> list[RequestView]:
+        line = queue.line(session, self._rules(), self._times, now=now)
+        return [self._view(row, line) for row in rows]
+
+    def _view(self, row: QueueRequest, line: queue.Line) -> RequestView:
+        found = line.of(row.id) if row.state == "waiting" else None
+        position, outlook = found if found is not None else (None, None)
+        return RequestView.model_validate(
+            {
+                "request_id": row.id, "user": row.user_name, "server": row.server_name,
+                "slice": row.slice_type, "auto_start": row.auto_start, "state": row.state,
+                "position": position, "waiting": len(line.requests),
+                "start_by_us": outlook.reserved_us if outlook else None,
+                "expected_us": outlook.expected_us if outlook else None,
+                "offer_til_us": row.offer_til_us, "lease_id": row.lease_id, "reason": row.reason,
+                "created_us": row.created_us, "version": row.version,
+            }
+        )  # fmt: skip
+
+    # --- serving -----------------------------------------------------------------------------
+
+    async def serve_line(self) -> None:
+        """One round: note what became of offers, and make those that can be made now."""
+        rules = self._rules()
+
+        def look(session: Session) -> list[str]:
+            line = queue.line(session, rules, self._times, now=self._core.now())
+            return [
+                request.user_name
+                for request, outlook in zip(line.requests, line.outlooks, strict=True)
+                if outlook.placement is not None
+            ][:_AT_ONCE]
+
+        await self._core.write(lambda session, now: queue.sweep(session, now=now))
+        turn = await self._core.read(look)
+        if turn:
+            users = {name: await self._fresh(name) for name in dict.fromkeys(turn)}
+            offered = await self._core.write(
+                lambda session, now: self._offer(session, rules, users, now)
+            )
+            for request_id, user, server, options in offered:
+                await self._start(request_id, user, server, options)
+        await self._first_opens()
+
+    async def _fresh(self, name: str) -> HubUser | None:
+        """A user as the hub has them now; without a hub, or while it is silent, nobody's turn
+        comes: groups may have changed, and a user may be gone."""
+        if self._hub is None:
+            return None
+        try:
+            return await self._hub.user(name)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
+            self._core.errors.count("hub")
+            log.warning("event=hub-user-failed message=%r", str(error))
+            return None
+
+    def _offer(
+        self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None], now: int
+    ) -> list[tuple[str, str, str, dict[str, str]]]:
+        """Offer what can be offered; who is to be started by the hub is returned."""
+        found = []
+        tried: set[str] = set()
+        # After each offer the others are looked at on the fleet as it is then.
+        while (turn := self._next(session, rules, users, tried, now)) is not None:
+            request, placement = turn
+            tried.add(request.id)
+            user = users[request.user_name]
+            assert user is not None
+            lease = queue.offer(
+                session, request, placement, user.groups, rules, self._times, now=now
+            )
+            if lease is not None and request.auto_start:
+                options = json.loads(request.options)
+                found.append((request.id, request.user_name, request.server_name, options))
+        return found
+
+    def _next(
+        self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None],
+        tried: set[str], now: int,
+    ) -> tuple[QueueRequest, Placement] | None:  # fmt: skip
+        """The first in line who may start now and has not been tried in this round."""
+        line = queue.line(session, rules, self._times, now=now)
+        for request, outlook in zip(line.requests, line.outlooks, strict=True):
+            known = users.get(request.user_name) is not None
+            if outlook.placement is not None and known and request.id not in tried:
+                return request, outlook.placement
+        return None
+
+    async def _start(
+        self, request_id: str, user: str, server: str, options: dict[str, str]
+    ) -> None:
+        """Have the hub start a server whose user chose so; if that fails, the offer runs out."""
+        assert self._hub is not None
+        try:
+            await self._hub.start_server(user, server, options)
+        except Exception as error:  # noqa: BLE001 (the offer runs out, and its user is told)
+            self._core.errors.count("hub")
+            log.warning("event=hub-start-failed request=%s message=%r", request_id, str(error))
+
+    async def _first_opens(self) -> None:
+        """Note which servers that the queue started have been opened by their users."""
+
+        def unopened(session: Session) -> list[tuple[str, str, str, int]]:
+            rows = session.scalars(
+                sa.select(Lease).where(
+                    Lease.state.in_(LIVE_STATES), Lease.open_before_us.is_not(None),
+                    Lease.opened_us.is_(None), Lease.started_us.is_not(None),
+                )
+            )  # fmt: skip
+            return [(row.id, row.user_name, row.server_name, row.started_us or 0) for row in rows]
+
+        for lease_id, name, server, started_us in await self._core.read(unopened):
+            user = await self._fresh(name)
+            active = user.active_us.get(server) if user is not None else None
+            if active is not None and active >= started_us + _OPENED_AFTER_US:
+                await self._note_opened(lease_id, active)
+
+    async def _note_opened(self, lease_id: str, at_us: int) -> None:
+        await self._core.write(lambda session, now: opened(session, lease_id, at_us, now=now))
+
+
+def opened(session: Session, lease_id: str, at_us: int, *, now: int) -> None:
+    """From here on a server that the queue had started is its user's; never before paid time."""
+    lease = lifecycle.get(session, lease_id)
+    if lease.opened_us is not None or lease.open_before_us is None:
+        return
+    if lease.state in (LeaseState.RUNNING, LeaseState.STOPPING):
+        lease.opened_us = max(min(at_us, now), lease.billed_us or 0)
+        session.flush()
+
+
+__all__ = [
+    "ChangeRequest",
+    "JoinFor",
+    "JoinQueue",
+    "LeaveQueue",
+    "QueueDesk",
+    "RequestView",
+    "opened",
+]
