@@ -25,6 +25,7 @@ from gpuslice.broker import (
     watch,
 )
 from gpuslice.broker.core import Core, Hub
+from gpuslice.broker.moneydesk import MoneyDesk
 from gpuslice.broker.policydesk import PolicyDesk
 from gpuslice.broker.queuedesk import QueueDesk
 from gpuslice.broker.states import OVER
@@ -57,6 +58,7 @@ class Broker:
     ) -> None:  # fmt: skip
         self.core = Core(settings, database, clock)
         self.policies = PolicyDesk(self.core, self._rules, self._policies_changed)
+        self.money = MoneyDesk(self.core)
         self.queue = QueueDesk(self.core, self._rules, hub)
         self._settings = settings
         self._db = database

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from gpuslice import wire
+from gpuslice.broker.moneyviews import (
+    Correct,
+    CreditView,
+    EntryView,
+    GiveCredit,
+    GrantMore,
+    PricePreview,
+    PriceView,
+    RefundLease,
+    SetPrice,
+    Usage,
+)
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
 from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.quotas.documents import PolicyDocument
@@ -55,6 +67,38 @@ class QueueDesk(Protocol):
     ) -> RequestView: ...
 
 
+class MoneyDesk(Protocol):
+    """Prices, credit, corrections, entries; all may raise Refused."""
+
+    async def prices(self) -> list[PriceView]: ...
+
+    async def preview_price(self, body: SetPrice) -> PricePreview: ...
+
+    async def set_price(self, body: SetPrice, actor: str) -> PriceView: ...
+
+    async def credits(self, whose: str | None, name: str | None) -> list[CreditView]: ...
+
+    async def give_credit(self, body: GiveCredit, actor: str) -> CreditView: ...
+
+    async def grant_more(self, lease_id: str, body: GrantMore, actor: str) -> None: ...
+
+    async def correct(self, body: Correct, actor: str) -> EntryView: ...
+
+    async def refund_lease(
+        self, lease_id: str, body: RefundLease, actor: str
+    ) -> list[EntryView]: ...
+
+    async def entries(
+        self, whose: str | None, name: str | None, before: int | None, limit: int
+    ) -> tuple[list[EntryView], int | None]: ...
+
+    def export(
+        self, whose: str | None, name: str | None, from_us: int, til_us: int
+    ) -> AsyncIterator[Sequence[EntryView]]: ...
+
+    async def usage(self, whose: str, name: str) -> Usage: ...
+
+
 class Broker(Protocol):
     """The facade over leases and ledger. No method blocks the event loop; none calls the hub
     inside a transaction. The desks are parts of it, by what they are about."""
@@ -64,6 +108,9 @@ class Broker(Protocol):
 
     @property
     def policies(self) -> PolicyDesk: ...
+
+    @property
+    def money(self) -> MoneyDesk: ...
 
     @property
     def queue(self) -> QueueDesk: ...

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from gpuslice import wire
-from gpuslice.service import admincalls, calls, models, pagecalls, policycalls, queuecalls
+from gpuslice.service import (
+    admincalls,
+    calls,
+    models,
+    moneycalls,
+    pagecalls,
+    policycalls,
+    queuecalls,
+)
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import Text
 from gpuslice.service.pages import Page, Redirect
@@ -102,4 +110,9 @@ def _table() -> tuple[Any, ...]:
     return rows  # noqa: RET504
 
 
-ROUTES: tuple[AnyRoute, ...] = (*_table(), *policycalls.ROUTES, *queuecalls.ROUTES)
+ROUTES: tuple[AnyRoute, ...] = (
+    *_table(),
+    *policycalls.ROUTES,
+    *queuecalls.ROUTES,
+    *moneycalls.ROUTES,
+)

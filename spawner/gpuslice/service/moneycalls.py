@@ -1,0 +1,182 @@
+"""Money over REST: prices, credit, corrections, entries and their export, usage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from gpuslice.broker.moneyviews import (
+    Correct,
+    CreditView,
+    EntryView,
+    GiveCredit,
+    GrantMore,
+    PricePreview,
+    PriceView,
+    RefundLease,
+    SetPrice,
+    Usage,
+    Whose,
+)
+from gpuslice.service import models
+from gpuslice.service.auth import Access
+from gpuslice.service.calls import Call, Stream
+from gpuslice.service.export import csv_lines, json_lines
+from gpuslice.service.route import AnyRoute, Route
+from gpuslice.wire import Micros, UserName, Wire
+
+_No = models.Nothing
+
+
+class AccountQuery(Wire):
+    """Only this account's; without both, everybody's."""
+
+    whose: Whose | None = None
+    name: UserName | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> AccountQuery:
+        if (self.whose is None) != (self.name is None):
+            raise ValueError("whose and name belong together: give both, or none")
+        return self
+
+
+class EntriesQuery(AccountQuery):
+    """One page of entries, newest first."""
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    before: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+
+
+class ExportQuery(AccountQuery):
+    """Entries written from a moment to another, oldest first."""
+
+    form: Literal["csv", "json"] = "csv"
+    from_us: Micros = 0
+    til_us: Micros = 1 << 62
+
+
+class EntryPage(Wire):
+    """Entries, newest first. ``next`` is the ``before`` of the following page; null: no more."""
+
+    entries: list[EntryView]
+    next: int | None
+
+
+async def prices(call: Call[_No, _No]) -> list[PriceView]:
+    return await call.broker.money.prices()
+
+
+async def preview_price(call: Call[SetPrice, _No]) -> PricePreview:
+    return await call.broker.money.preview_price(call.body)
+
+
+async def set_price(call: Call[SetPrice, _No]) -> PriceView:
+    return await call.broker.money.set_price(call.body, call.caller.label)
+
+
+async def credits(call: Call[_No, AccountQuery]) -> list[CreditView]:
+    return await call.broker.money.credits(call.query.whose, call.query.name)
+
+
+async def give_credit(call: Call[GiveCredit, _No]) -> CreditView:
+    return await call.broker.money.give_credit(call.body, call.caller.label)
+
+
+async def grant_more(call: Call[GrantMore, _No]) -> _No:
+    await call.broker.money.grant_more(call.lease_id, call.body, call.caller.label)
+    return _No()
+
+
+async def correct(call: Call[Correct, _No]) -> EntryView:
+    return await call.broker.money.correct(call.body, call.caller.label)
+
+
+async def refund_lease(call: Call[RefundLease, _No]) -> list[EntryView]:
+    return await call.broker.money.refund_lease(call.lease_id, call.body, call.caller.label)
+
+
+async def entries(call: Call[_No, EntriesQuery]) -> EntryPage:
+    query = call.query
+    found, following = await call.broker.money.entries(
+        query.whose, query.name, query.before, query.limit
+    )
+    return EntryPage(entries=found, next=following)
+
+
+async def my_entries(call: Call[_No, EntriesQuery]) -> EntryPage:
+    query = call.query
+    found, following = await call.broker.money.entries(
+        "user", call.caller.person(), query.before, query.limit
+    )
+    return EntryPage(entries=found, next=following)
+
+
+async def export_entries(call: Call[_No, ExportQuery]) -> Stream:
+    query = call.query
+    return _export(call, query.whose, query.name)
+
+
+async def export_my_entries(call: Call[_No, ExportQuery]) -> Stream:
+    return _export(call, "user", call.caller.person())
+
+
+def _export(call: Call[_No, ExportQuery], whose: str | None, name: str | None) -> Stream:
+    query = call.query
+    chunks = call.broker.money.export(whose, name, query.from_us, query.til_us)
+    pieces: AsyncIterator[bytes]
+    if query.form == "csv":
+        pieces, kind = csv_lines(EntryView, chunks), "text/csv; charset=utf-8"
+    else:
+        pieces, kind = json_lines(chunks), "application/json"
+    return Stream(pieces, kind, f"entries.{query.form}")
+
+
+async def usage_of(call: Call[_No, AccountQuery]) -> Usage:
+    query = call.query
+    return await call.broker.money.usage(query.whose or "user", query.name or "")
+
+
+async def my_usage(call: Call[_No, _No]) -> Usage:
+    return await call.broker.money.usage("user", call.caller.person())
+
+
+def _routes() -> tuple[AnyRoute, ...]:
+    no, a = models.Nothing, Access
+    get, post = "GET", "POST"
+    lease = "api/admin/leases/{lease_id}"
+    return (
+        Route(get, "api/prices", a.USER, prices, no, no, list[PriceView],
+              "Every price there was, is, or is announced"),
+        Route(post, "api/admin/prices/preview", a.READ_ALL, preview_price, SetPrice, no,
+              PricePreview, "Which running leases a price would touch"),
+        Route(post, "api/admin/prices", a.ADMIN, set_price, SetPrice, no, PriceView,
+              "Announce a price; 409 in the past or before one that is announced", 201),
+        Route(get, "api/admin/credits", a.READ_ALL, credits, no, AccountQuery, list[CreditView],
+              "Credit that was given, newest first"),
+        Route(post, "api/admin/credits", a.ADMIN, give_credit, GiveCredit, no, CreditView,
+              "Give credit to a user or a group", 201),
+        Route(post, f"{lease}/more", a.ADMIN, grant_more, GrantMore, no, no,
+              "Let a running lease go on, by time or by money"),
+        Route(post, f"{lease}/refund", a.ADMIN, refund_lease, RefundLease, no, list[EntryView],
+              "Give back what a lease cost its user, or a part", 201),
+        Route(post, "api/admin/corrections", a.ADMIN, correct, Correct, no, EntryView,
+              "Give back a part of what one entry paid, or take more", 201),
+        Route(get, "api/admin/entries", a.READ_ALL, entries, no, EntriesQuery, EntryPage,
+              "The ledger's rows, newest first"),
+        Route(get, "api/admin/entries/export", a.READ_ALL, export_entries, no, ExportQuery, Stream,
+              "The ledger's rows as CSV or JSON, streamed, oldest first"),
+        Route(get, "api/admin/usage", a.READ_ALL, usage_of, no, AccountQuery, Usage,
+              "What an account has used, by day, and what it holds"),
+        Route(get, "api/entries", a.OWN_ALL, my_entries, no, EntriesQuery, EntryPage,
+              "One's own rows, newest first"),
+        Route(get, "api/entries/export", a.OWN_ALL, export_my_entries, no, ExportQuery, Stream,
+              "One's own rows as CSV or JSON, streamed"),
+        Route(get, "api/usage", a.OWN_ALL, my_usage, no, no, Usage,
+              "What one has used, by day, and what one holds"),
+    )  # fmt: skip
+
+
+ROUTES = _routes()
