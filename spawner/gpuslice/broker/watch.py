@@ -19,7 +19,7 @@ from gpuslice.ledger import counters, credit
 from gpuslice.ledger.prices import Rate, rate_at, rates
 from gpuslice.ledger.tables import LIVE_STATES, Account, Lease, LeaseAccount
 from gpuslice.quotas import policies
-from gpuslice.quotas.admission import allowed_more
+from gpuslice.quotas.admission import allowances
 from gpuslice.quotas.chain import Chain, Link
 from gpuslice.quotas.documents import zone_of
 from gpuslice.quotas.periods import Window, window
@@ -65,6 +65,9 @@ class _Tick:
     #: What is used but not billed yet, and what one more hour uses, per account.
     unbilled: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     per_hour: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    #: What administrators have added to limits for now, by kind and account.
+    more: dict[tuple[str, int], int] = field(default_factory=dict)
+    _credit: dict[int, int] = field(default_factory=dict)
     _used: dict[tuple[int, int], counters.Used] = field(default_factory=dict)
     _policies: dict[str, Stored | None] = field(default_factory=dict)
     _rates: dict[tuple[str, str], list[Rate]] = field(default_factory=dict)
@@ -79,6 +82,11 @@ class _Tick:
         if key not in self._rates:
             self._rates[key] = rates(self.session, *key)
         return rate_at(self._rates[key], self.now).rate_u_per_hour
+
+    def credit(self, account_id: int) -> int:
+        if account_id not in self._credit:
+            self._credit[account_id] = credit.left(self.session, account_id, self.now)
+        return self._credit[account_id]
 
     def used(self, account_id: int, start_us: int) -> counters.Used:
         """What an account has used since, with one query for all accounts of the pass."""
@@ -113,7 +121,7 @@ def look(session: Session, rules: WatchRules, *, now: int) -> list[str]:
 
 
 def _read(session: Session, rules: WatchRules, now: int) -> _Tick:
-    tick = _Tick(session, now, rules)
+    tick = _Tick(session, now, rules, more=allowances(session, now))
     live = session.scalars(
         sa.select(Lease)
         .where(Lease.state.in_(LIVE_STATES))
@@ -225,11 +233,11 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
         return
     if rule.kind == "credit":
         span = Window(0, None)
-        limit: int | None = credit.left(tick.session, rule.account_id, tick.now)
+        limit: int | None = tick.credit(rule.account_id)
         used = 0
     else:
         span = window(rule.period, zone_of(rule.zone), tick.now)
-        more = allowed_more(tick.session, rule, tick.now) if rule.limit is not None else 0
+        more = tick.more.get((rule.kind, rule.account_id), 0)
         limit = None if rule.limit is None else rule.limit + more
         counted = tick.used(rule.account_id, span.start_us)
         used = counted.spent_u if kind == "money" else counted.gpu_us

@@ -239,6 +239,20 @@ def allowed_more(session: Session, rule: Rule, now: int) -> int:
     )  # fmt: skip
 
 
+def allowances(session: Session, now: int) -> dict[tuple[str, int], int]:
+    """What is added to limits now, by their kind and account."""
+    rows = session.execute(
+        sa.select(Allowance.kind, Allowance.account_id, sa.func.sum(Allowance.amount))
+        .where(Allowance.from_us <= now, Allowance.til_us > now)
+        .group_by(Allowance.kind, Allowance.account_id)
+    )
+    return {(_KINDS[kind], account_id): int(amount) for kind, account_id, amount in rows}
+
+
+#: What an allowance calls the kinds of rules that it adds to.
+_KINDS = {"money": "money", "gpu_hours": "gpu-hours"}
+
+
 def _rolls_out(session: Session, rule: Rule, room: int, now: int) -> int | None:
     """When so much has left a rolling window that ``room`` is enough; None: it never will."""
     if room < 0:
