@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -151,6 +152,24 @@ def test_11_hub_restarts_while_the_node_is_down(platform: Platform, user: str) -
     platform.wait_ready(user)
     assert alive(pid)
     platform.switch("node", on=True)
+    assert_same_server(platform, user, lease["lease_id"], pid)
+
+
+def test_a_server_that_does_not_answer_when_the_hub_restarts_goes_on(
+    platform: Platform, user: str
+) -> None:
+    lease = platform.spawn(user, "whole")
+    pid = platform.server_pid(lease["lease_id"])
+    os.kill(pid, signal.SIGUSR1)
+    until("it does not answer", lambda: ask(f"{platform.url}/user/{user}/api") == "")
+    hub = platform.pid("hub")
+    platform.kill("hub")
+    platform.wait_for_new_hub(hub)
+    # Longer than the hub gives a server that it finds: http_timeout of crashing_hub.py.
+    time.sleep(25)
+    assert alive(pid)
+    assert platform.server(user) is not None
+    os.kill(pid, signal.SIGUSR1)
     assert_same_server(platform, user, lease["lease_id"], pid)
 
 

@@ -1,8 +1,10 @@
 """Stands in for a single-user server: answers the hub, and ends when asked or told to."""
 
 import os
+import queue
 import signal
 import sys
+import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,4 +30,13 @@ if __name__ == "__main__":
         sys.stderr.flush()
         signal.pause()
     url = urllib.parse.urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
-    ThreadingHTTPServer((url.hostname, url.port), Handler).serve_forever()
+    signals = queue.SimpleQueue()
+    signal.signal(signal.SIGUSR1, lambda *_: signals.put(None))
+    # Runs on without listening between one SIGUSR1 and the next.
+    while True:
+        server = ThreadingHTTPServer((url.hostname, url.port), Handler)
+        threading.Thread(target=server.serve_forever).start()
+        signals.get()
+        server.shutdown()
+        server.server_close()
+        signals.get()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 from jupyterhub.spawner import Spawner
 from jupyterhub.utils import maybe_future
 from tornado.web import HTTPError
@@ -46,6 +47,7 @@ _HUB_WAITS_AFTER_CANCEL_S = 1.0
 #: Our own time limit of a start ends so much before the hub's ``start_timeout``.
 _BEFORE_THE_HUB_S = 3.0
 _LOOK_AGAIN_S = 0.2
+_ANSWER_LIMIT_S = 5.0
 _LOG_LINES_SHOWN = 5
 _LOG_CHARS_SHOWN = 600
 
@@ -110,9 +112,9 @@ class GpuSpawner(Spawner):
     patience_s = Float(
         300.0,
         help="""
-        How many seconds a stop, or the search for a server after a crash of the hub, goes on
-        while nobody who could know answers. Meanwhile the server is never taken for stopped;
-        the hub and everybody else's servers do not wait for it.
+        How many seconds a stop, or the search for a server after a restart of the hub, goes on
+        while nobody who could know answers, or a server that runs does not. Meanwhile the server
+        is never taken for stopped; the hub and everybody else's servers do not wait for it.
         """,
     ).tag(config=True)
 
@@ -529,11 +531,18 @@ class GpuSpawner(Spawner):
     async def _status(self, lease_id: str) -> int | None:
         try:
             report = await self.engine_report(lease_id)
-            if report is not None:
-                return _exit_status(report)
-            # The engine has no such server: the lease may be over, or its end is being noticed.
+        except EngineUnavailable:
+            return None
+        if report is not None:
+            return _exit_status(report)
+        # The engine has no such server: the lease may be over, or its end is being noticed.
+        return await self._settled_status(lease_id)
+
+    async def _settled_status(self, lease_id: str) -> int | None:
+        """The exit code if the service says that the lease is over, else None."""
+        try:
             lease = await self.service().get(lease_id)
-        except (EngineUnavailable, ServiceUnavailable, ServiceRefused):
+        except (ServiceUnavailable, ServiceRefused):
             return None
         if lease is None:
             return 0
@@ -577,15 +586,32 @@ class GpuSpawner(Spawner):
             await asyncio.sleep(_LOOK_AGAIN_S * 5)
 
     async def get_url(self) -> str:
-        """Where the server is; the engine knows it even if the hub's database does not."""
-        if self.lease_id is not None:
+        """Where the server is, told when it answers there, has ended, or patience has.
+
+        A hub that starts asks this about every server that runs, gives it ``http_timeout`` seconds
+        to answer there, and **stops it** if it does not. Yet a notebook may be busy for longer, and
+        a hub's new container is put into the server's network only after it has started: until
+        then one attempt to connect alone takes as long as all of ``http_timeout``.
+        """
+        url = str(self.server.url)
+        deadline = time.monotonic() + self.patience_s
+        while self.lease_id is not None:
+            over = False
             try:
                 report = await self.engine_report(self.lease_id)
             except EngineUnavailable:
+                # Nor can a new hub be put into any network: that is no fault of the server.
+                deadline = time.monotonic() + self.patience_s
                 report = None
-            if report is not None and report.url:
-                return report.url
-        return str(self.server.url)
+            if report is not None:
+                url, over = report.url or url, report.state is ServerState.EXITED
+            if over or await _answers(url) or await self._settled_status(self.lease_id) is not None:
+                break
+            if time.monotonic() > deadline:
+                self.log.warning("gpuslice: %s does not answer at %s", self._log_name, url)
+                break
+            await asyncio.sleep(_LOOK_AGAIN_S * 5)
+        return url
 
     # --- the hub's record of it -------------------------------------------------------------
 
@@ -639,6 +665,19 @@ class GpuSpawner(Spawner):
 
 def _exit_status(report: ServerReport) -> int | None:
     return (report.exit_code or 0) if report.state is ServerState.EXITED else None
+
+
+async def _answers(url: str) -> bool:
+    """Whether a notebook server answers there in a few seconds, whatever it says."""
+    timeout = aiohttp.ClientTimeout(total=_ANSWER_LIMIT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{url.rstrip('/')}/api", allow_redirects=False) as answer,
+        ):
+            return answer.status < 500
+    except (OSError, TimeoutError, aiohttp.ClientError):
+        return False
 
 
 async def _listens(url: str) -> bool:

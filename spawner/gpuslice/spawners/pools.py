@@ -34,12 +34,16 @@ class DaemonPool:
 
         def run() -> None:
             if not future.set_running_or_notify_cancel():
+                self._is_idle()
                 return
+            # Idle before anybody hears of the result: who calls again then gets this thread.
             try:
                 result = call(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001  (handed to whoever waits)
+                self._is_idle()
                 future.set_exception(error)
             else:
+                self._is_idle()
                 future.set_result(result)
 
         with self._lock:
@@ -55,5 +59,7 @@ class DaemonPool:
     def _work(self) -> Any:
         while True:
             self._calls.get()()
-            with self._lock:
-                self._idle += 1
+
+    def _is_idle(self) -> None:
+        with self._lock:
+            self._idle += 1
