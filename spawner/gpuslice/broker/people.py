@@ -332,7 +332,8 @@ def follow(
         listed, now,
     )  # fmt: skip
     _note_missing(session, gone, now)
-    done.gone, done.known = len(gone), sum(one.seen_us is not None for one in known)
+    done.gone = len(gone)
+    done.known = sum(one.seen_us is not None or one.name in listed for one in known)
     elsewhere = {user.created_us for user in users if user.created_us is not None}
     due = [
         one
