@@ -79,7 +79,10 @@ class HubPeople:
         try:
             return asyncio.run(run())
         except HubUnavailable as error:
-            raise Trouble(f"The hub at {self._api_url}: {error}.") from None
+            raise Trouble(
+                f"The hub at {self._api_url}: {error}. No limit was set. (The token needs "
+                "admin:users and groups, and admin:groups where a group has to be made.)"
+            ) from None
 
 
 class _Client(HubClient):
@@ -109,12 +112,7 @@ class _Client(HubClient):
         if status in (200, 201):
             return answer
         said = answer.get("message") if isinstance(answer, dict) else None
-        scopes = (
-            "; the token needs admin:users and groups, and admin:groups to make groups"
-            if status in (401, 403, 404)
-            else ""
-        )
-        raise HubUnavailable(f"it answered {status} to {path}: {str(said or '')[:300]}{scopes}")
+        raise HubUnavailable(f"it answered {status} to {path}: {str(said or '')[:300]}")
 
 
 async def _lacking(hub: _Client, people: Sequence[Person]) -> Lacking:
