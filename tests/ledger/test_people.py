@@ -528,6 +528,7 @@ def test_a_list_says_what_the_hub_lacks(world: World) -> None:
         (True, ["lab"]), (False, ["course", "lab"]),
     ]  # fmt: skip
     hub(world).down = True
+    world.now += MINUTE_US
     (one, _) = imported(world, *rows, dry_run=True).changes
     assert (one.in_hub, one.not_in_groups) == (None, None)
     assert world.database.read(

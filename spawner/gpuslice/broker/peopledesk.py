@@ -29,12 +29,15 @@ from gpuslice.broker.peopleviews import (
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
 from gpuslice.ledger.tables import Account, AccountName
+from gpuslice.units import SECOND_US
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Between two looks at the hub's list of users.
 LOOK_EVERY_S = 900.0
+#: For so long a look is good enough to say what of a list the hub lacks.
+_LATELY_US = 30 * SECOND_US
 
 
 class PeopleDesk:
@@ -47,6 +50,7 @@ class PeopleDesk:
         self._core = core
         self._hub = hub
         self._changed = changed
+        self._lately: tuple[int, Sequence[HubUser]] | None = None
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -157,14 +161,14 @@ class PeopleDesk:
         Raises:
             Refused: the list contradicts itself, or credit that was given; nothing was done.
         """
-        users = await self._listed()
         if body.dry_run:
+            users = await self._lately_listed()
             seen = await self._core.serve_read(
                 lambda session: peopleimport.compare(session, body, users)
             )
             return Imported(changes=seen, done=False)
         changes = await self._core.serve_write(
-            lambda session, now: peopleimport.apply(session, body, users, actor=actor, now=now)
+            lambda session, now: peopleimport.apply(session, body, actor=actor, now=now)
         )
         await self._changed()
         return Imported(changes=changes, done=True)
@@ -214,6 +218,16 @@ class PeopleDesk:
         )  # fmt: skip
         await self._changed()
         return Closed(names=done.closed)
+
+    async def _lately_listed(self) -> Sequence[HubUser] | None:
+        """As `_listed`, but not anew for each part of a long list of people."""
+        now = self._core.now()
+        if self._lately is None or not 0 <= now - self._lately[0] < _LATELY_US:
+            users = await self._listed()
+            if users is None:
+                return None
+            self._lately = now, users
+        return self._lately[1]
 
     async def _listed(self) -> Sequence[HubUser] | None:
         """All users of the hub; None: it did not say."""

@@ -43,16 +43,15 @@ def compare(
     return [_change(plan, listed) for plan in plans]
 
 
-def apply(
-    session: Session, body: ImportPeople, users: Sequence[HubUser] | None, *, actor: str, now: int
-) -> list[ImportChange]:
+def apply(session: Session, body: ImportPeople, *, actor: str, now: int) -> list[ImportChange]:
     """Do what `compare` says, and the same again does nothing.
 
     Raises:
         Refused: as there, or other credit was given under this name.
     """
-    changes = compare(session, body, users)
-    for plan, change in zip(_plans(session, body), changes, strict=True):
+    plans = _plans(session, body)
+    changes = [_change(plan, None) for plan in plans]
+    for plan, change in zip(plans, changes, strict=True):
         if change.credit == "differs":
             raise Refused(
                 "credit-differs",

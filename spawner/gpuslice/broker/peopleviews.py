@@ -141,7 +141,7 @@ class ImportChange(Wire):
     after: PolicyDocument | None
     credit: Literal["none", "given", "given-before", "differs"]
     credit_u: Money | None
-    #: What the hub lacks; null: it did not say.
+    #: What the hub lacks; null: it did not say, or was not asked (only a dry run asks).
     in_hub: bool | None
     not_in_groups: list[str] | None
 
