@@ -82,7 +82,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 LIST = """name,group,slices,types,gpu_hours,credit
 ada,course,1,quarter;cpu,20/week,10
-bob,course;lab,2,,,
+bob,course;/lab,2,,,
 """
 WINTER = ("--credit-name", "winter-2026")
 
@@ -95,19 +95,19 @@ def test_a_list_from_nothing_to_users_with_limits(platform: Platform) -> None:
         "+ ada: credit 10.00 EUR (winter-2026)",
         "+ bob: slices 2",
         "the hub has no user ada (for course)",
-        "the hub has no user bob (for course, lab)",
+        "the hub has no user bob (for course, /lab)",
         "2 users: limits of 2 created, 0 changed, 0 removed, 0 unchanged; credit for 1.",
         "Nothing was done: it was a dry run.",
     ]
     dry = platform.import_(LIST, *WINTER, *hub_token, "--dry-run")
     assert "hub: make ada, bob\n" in dry
-    assert "hub: make the group course\nhub: make the group lab\n" in dry
-    assert "hub: put into course: ada, bob\nhub: put into lab: bob\n" in dry
+    assert "hub: make the group /lab\nhub: make the group course\n" in dry
+    assert "hub: put into /lab: bob\nhub: put into course: ada, bob\n" in dry
     assert platform.hub_user("ada") is None
     assert "no open account of user 'ada'" in platform.command("user", "show", "ada", fails=True)
 
     platform.import_(LIST, *WINTER, *hub_token, "--reason", "winter term")
-    for name, groups in (("ada", {"course"}), ("bob", {"course", "lab"})):
+    for name, groups in (("ada", {"course"}), ("bob", {"course", "/lab"})):
         user = platform.hub_user(name)
         assert user is not None and set(user["groups"]) == groups
     shown = platform.command("user", "show", "ada")
@@ -118,10 +118,9 @@ def test_a_list_from_nothing_to_users_with_limits(platform: Platform) -> None:
     assert again.splitlines() == [
         "2 users: limits of 0 created, 0 changed, 0 removed, 2 unchanged; credit for 0."
     ]
-    # A name that the hub would write otherwise is found before anything is made.
-    changed = LIST.replace("ada,course,1", "ada,lab,3").replace("10\n", "\n")
+    changed = LIST.replace("ada,course,1", "ada,/lab,3").replace("10\n", "\n")
     said = platform.import_(changed, *hub_token)
-    assert "hub: put into lab: ada\n" in said
+    assert "hub: put into /lab: ada\n" in said
     assert "~ ada: slices 3" in said and "(was slices 1" in said
     assert "credit left 10.00 EUR" in platform.command("user", "show", "ada")
 

@@ -33,13 +33,13 @@ def rows(text: str) -> list[dict[str, object]]:
 def test_a_whole_list() -> None:
     text = (
         "\ufeffName,group,slices,types,gpu_hours,money,session_hours,prepaid,priority,credit\r\n"
-        'ada,students; lab,1,"quarter,cpu",20/week;5/day,50.5/month,1.5,yes,-3,12.5\r\n'
+        'ada,students; /lab,1,"quarter,cpu",20/week;5/day,50.5/month,1.5,yes,-3,12.5\r\n'
         "\r\n"
         " bob ,,unlimited,unlimited,unlimited/week,,unlimited,NO,,\r\n"
     )
     assert rows(text) == [
         {
-            "user": "ada", "groups": ["students", "lab"], "credit_u": 12_500_000,
+            "user": "ada", "groups": ["students", "/lab"], "credit_u": 12_500_000,
             "each": {
                 "slices": 1, "slice_types": ["quarter", "cpu"], "prepaid": True, "priority": -3,
                 "gpu_hours": [{"at_most": "20", "per": "week"}, {"at_most": "5", "per": "day"}],
@@ -81,7 +81,7 @@ def test_what_has_no_column_is_not_said() -> None:
         ("name\na/b\n", "line 2: name: no name of the hub"),
         ("name\na\x07b\n", "line 2: name: no name of the hub"),
         (f"name\n{'a' * 256}\n", "line 2: name: String should have at most 255 characters"),
-        ("name,group\nada,a/b\n", "line 2: group: no name of the hub"),
+        ("name,group\nada,a\x07b\n", "line 2: group: no name of the hub"),
         ("name,slices\nada,two\n", "line 2: slices: 'two' is not a number of slices"),
         ("name,slices\nada,-1\n", "line 2: slices: '-1' is not a number"),
         ("name,slices\nada," + "9" * 501 + "\n", "line 2: slices: longer than 500 characters"),

@@ -15,16 +15,22 @@ AccountKind = Literal["user", "group", "platform"]
 AccountState = Literal["open", "missing", "closed", "all"]
 
 
-def _hub_name(name: str) -> str:
-    if "/" in name or name != name.strip() or not name.isprintable():
-        raise ValueError(
-            "no name of the hub: it has a '/', spaces around it, or control characters"
-        )
+def _group_name(name: str) -> str:
+    if name != name.strip() or not name.isprintable():
+        raise ValueError("no name of the hub: it has spaces around it, or control characters")
     return name
 
 
-#: A user or group that the hub can have: it allows no ``/`` in any.
-HubName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_hub_name)]
+def _user_name(name: str) -> str:
+    if "/" in name:
+        raise ValueError("no name of the hub: it has a '/'")
+    return _group_name(name)
+
+
+#: A group that the hub can have; some login providers' begin with a ``/``.
+GroupName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_group_name)]
+#: A user whom the hub can have: it allows no ``/`` there.
+HubName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_user_name)]
 Version = Annotated[int, Field(ge=1, le=1 << 31)]
 
 
@@ -102,7 +108,7 @@ class SetParent(Wire):
     """Puts a group below another one, or (null) below none. ``version`` is that of the group's
     account that was read; null: it has none yet."""
 
-    parent: HubName | None
+    parent: GroupName | None
     version: Version | None
     reason: Reason
 
@@ -118,7 +124,7 @@ class ImportRow(Wire):
     list: inherited again); all others stay as they are."""
 
     user: HubName
-    groups: list[HubName] = Field([], max_length=50)
+    groups: list[GroupName] = Field([], max_length=50)
     each: EachLimits = EachLimits()
     credit_u: Amount | None = None
 
@@ -163,6 +169,7 @@ __all__ = [
     "CloseUser",
     "Closed",
     "CreditName",
+    "GroupName",
     "HubName",
     "ImportChange",
     "ImportPeople",

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from gpuslice.broker.peopleviews import HubName, ImportRow
+from gpuslice.broker.peopleviews import GroupName, HubName, ImportRow
 from gpuslice.cli.quotatext import changed_document
 from gpuslice.cli.trouble import Trouble
 from gpuslice.quotas.documents import EachLimits
@@ -38,7 +38,10 @@ LIMITS = {
 _LISTS = ("gpu_hours", "money")
 COLUMNS = ("name", "group", *LIMITS, "credit")
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
-_NAME: TypeAdapter[str] = TypeAdapter(HubName)
+_NAMES: dict[str, TypeAdapter[str]] = {
+    "name": TypeAdapter(HubName),
+    "group": TypeAdapter(GroupName),
+}
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def _hub_name(column: str, text: str) -> str:
     if not text:
         raise _Bad(f"{column}: is empty")
     try:
-        return _NAME.validate_python(text)
+        return _NAMES[column].validate_python(text)
     except ValidationError as error:
         raise _Bad(_first(error, column)) from None
 
