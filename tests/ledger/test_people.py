@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuslice.broker import people
 from gpuslice.broker.core import HubUser
@@ -20,12 +25,14 @@ from gpuslice.broker.peopleviews import (
     SetParent,
 )
 from gpuslice.broker.queuedesk import JoinFor
+from gpuslice.broker.verify import verify
 from gpuslice.ledger import accounts, credit
+from gpuslice.ledger.database import Database
 from gpuslice.ledger.tables import Account, Audit, Entry
 from gpuslice.quotas import policies
 from gpuslice.quotas.chain import MAX_DEPTH
 from gpuslice.units import HOUR_US, MINUTE_US
-from ledgerworld import World
+from ledgerworld import START, World, sqlite_ledger
 from quotaworld import finish, passes, refused, set_policy, spawn
 
 DAY_US = 24 * HOUR_US
@@ -455,6 +462,88 @@ def test_somebody_else_under_the_same_name_gets_nothing(world: World) -> None:
     spawn(world, "user3", "quarter", [])
     assert account(world, "user3").account_id != before.account_id
     assert follow(world).gone == 0  # type: ignore[union-attr]
+
+
+def test_a_name_that_goes_from_one_to_another_takes_no_money_along(world: World) -> None:
+    a_crowd(world, made=True)
+    before = {name: account(world, name).account_id for name in ("user3", "user4")}
+    del hub(world).made["user3"]
+    hub(world).made["user3"] = hub(world).made.pop("user4")
+    done = follow(world)
+    assert done is not None
+    assert (done.closed, done.renamed) == (["user3"], {"user4": "user3"})
+    assert account(world, "user3").account_id == before["user4"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    moves=st.lists(
+        st.tuples(
+            st.sampled_from(["delete", "make", "remake", "rename", "wait", "use"]),
+            st.integers(0, 3),
+            st.integers(0, 3),
+        ),
+        max_size=25,
+    )
+)
+def test_nobody_gets_somebody_elses_account(moves: list[tuple[str, int, int]]) -> None:
+    """Four people come and go among twelve who stay, in a hub that says when it made whom.
+
+    Whoever stays keeps one account under every name, nobody ever has that of another, and whoever
+    is gone for a day has none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database(sqlite_ledger(Path(folder) / "ledger.sqlite"))
+        now, fresh = START, itertools.count(100)
+        made = {f"stays{n}": n for n in range(12)}
+        owners: dict[int, int] = {}
+
+        def use(name: str) -> None:
+            used = database.write(lambda s: policies.account_of(s, "user", name, now))
+            # An account has one owner, and an owner one account.
+            assert owners.setdefault(used, made[name]) == made[name]
+            assert list(owners.values()).count(made[name]) == 1
+
+        def look() -> people.Followed:
+            users = [HubUser(name, (), {}, at) for name, at in made.items()]
+            return database.write(lambda s: people.follow(s, users, DAY_US, now=now))
+
+        for name in made:
+            use(name)
+        look()
+        for move, one, other in moves:
+            name, new = f"p{one}", f"p{other}"
+            now += MINUTE_US
+            match move:
+                case "delete":
+                    made.pop(name, None)
+                case "make":
+                    made.setdefault(name, next(fresh))
+                case "remake" if name in made:
+                    made[name] = next(fresh)
+                case "rename" if name in made and new not in made:
+                    made[new] = made.pop(name)
+                case "wait":
+                    now += DAY_US
+                case "use" if name in made:
+                    look()
+                    use(name)
+                    look()
+            assert not look().doubted
+        now += 2 * DAY_US
+        look()
+        now += DAY_US
+        look()
+        rows = database.read(
+            lambda s: s.scalars(
+                sa.select(Account.label).where(
+                    Account.closed_us.is_(None), Account.kind == "user"
+                )
+            ).all()
+        )  # fmt: skip
+        assert set(rows) <= set(made) and {f"stays{n}" for n in range(12)} <= set(rows)
+        assert database.read(verify) == []
+        database.close()
 
 
 # --- lists --------------------------------------------------------------------------------------

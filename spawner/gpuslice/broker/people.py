@@ -357,6 +357,11 @@ def follow(
                 queue.leave(session, request, actor=actor, reason=why, now=now)
             _close(session, one.account_id, one.name, actor=actor, reason=why, now=now)
             done.closed.append(one.name)
+    if done.closed and approved is None:
+        # Names are free now that somebody else may have been given in the hub.
+        more = follow(session, users, gone_us, now=now)
+        done.renamed |= more.renamed
+        done.closed += more.closed
     return done
 
 
