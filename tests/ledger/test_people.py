@@ -479,15 +479,15 @@ def test_a_name_that_goes_from_one_to_another_takes_no_money_along(world: World)
 @given(
     moves=st.lists(
         st.tuples(
-            st.sampled_from(["delete", "make", "remake", "rename", "wait", "use"]),
-            st.integers(0, 3),
-            st.integers(0, 3),
+            st.sampled_from(["delete", "make", "remake", "rename", "wait"]),
+            st.integers(0, 2),
+            st.integers(0, 2),
         ),
-        max_size=25,
+        max_size=12,
     )
 )
 def test_nobody_gets_somebody_elses_account(moves: list[tuple[str, int, int]]) -> None:
-    """Four people come and go among twelve who stay, in a hub that says when it made whom.
+    """Three people come and go among twelve who stay, in a hub that says when it made whom.
 
     Whoever stays keeps one account under every name, nobody ever has that of another, and whoever
     is gone for a day has none.
@@ -525,11 +525,10 @@ def test_nobody_gets_somebody_elses_account(moves: list[tuple[str, int, int]]) -
                     made[new] = made.pop(name)
                 case "wait":
                     now += DAY_US
-                case "use" if name in made:
-                    look()
-                    use(name)
-                    look()
             assert not look().doubted
+            for present in [one for one in made if one.startswith("p")]:
+                use(present)
+            look()
         now += 2 * DAY_US
         look()
         now += DAY_US
