@@ -477,6 +477,11 @@ class TimingSettings(_Table):
     )
     node_timeout_s: float = _seconds(5.0, 60, "How long one call to the node may take.")
     keep_s: float = _seconds(3600.0, 2_592_000, "How long one `keep` request protects a lease.")
+    user_gone_s: float = _seconds(
+        86_400.0,
+        31_536_000,
+        "How long the hub has had a user no more when the user's account is closed.",
+    )
 
     @model_validator(mode="after")
     def _hold_outlives_a_heartbeat(self) -> Self:

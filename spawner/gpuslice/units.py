@@ -54,7 +54,7 @@ def parse_money(value: str | int | float | Decimal) -> int:
         raise UnitError(f"{value!r} is not a finite amount of money")
     if amount < 0:
         raise UnitError(f"{value!r} is negative")
-    if amount * MICRO > MAX_MONEY_U:
+    if amount > MAX_MONEY_U // MICRO:  # before it is multiplied: 1e999999 would overflow
         raise UnitError(f"{value!r} is larger than {MAX_MONEY_U // MICRO}")
     micro = amount * MICRO
     if micro != micro.to_integral_value():

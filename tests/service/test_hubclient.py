@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import json
 import threading
 from collections.abc import Iterator
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from service_world import closed_port
 
+from gpuslice.broker.core import HubUser
 from gpuslice.service.hubclient import HubClient, HubUnavailable
 
 
@@ -17,6 +20,8 @@ class FakeHub:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str | None]] = []
         self.status = 204
+        #: What is answered to a list from an offset on.
+        self.pages: dict[int, object] = {}
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -26,6 +31,16 @@ class FakeHub:
                 self.send_header("Location", "/elsewhere")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+
+            def do_GET(self) -> None:
+                hub.seen.append((self.path, self.headers["Accept"]))
+                query = parse_qs(urlsplit(self.path).query)
+                body = json.dumps(hub.pages[int(query["offset"][0])]).encode()
+                self.send_response(hub.status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -90,3 +105,69 @@ def test_a_hub_that_is_down_is_told_without_the_token() -> None:
     with pytest.raises(HubUnavailable) as error:
         stop(f"http://127.0.0.1:{closed_port()}/hub/api", "alice", "")
     assert "secret" not in str(error.value)
+
+
+# --- lists --------------------------------------------------------------------------------------
+
+
+def users(api: str) -> list[HubUser]:
+    async def run() -> list[HubUser]:
+        client = HubClient(api, "secret", timeout_s=30)
+        try:
+            return await client.users()
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def page(names: str, total: int, following: object = None) -> dict[str, object]:
+    """A page of the hub's, with a user for each letter."""
+    pagination = {"offset": 0, "limit": 200, "total": total, "next": following}
+    return {"items": [{"name": name} for name in names], "_pagination": pagination}
+
+
+def test_a_list_is_read_to_its_last_page(hub: FakeHub) -> None:
+    hub.status = 200
+    hub.pages = {0: page("ab", 3, {"offset": 2, "limit": 200, "url": "http://x"}), 2: page("c", 3)}
+    made = {"name": "c", "groups": ["lab"], "created": "2026-01-02T03:04:05.000006Z"}
+    hub.pages[2]["items"] = [made]  # type: ignore[index]
+    found = users(hub.api)
+    assert [user.name for user in found] == ["a", "b", "c"]
+    assert (found[2].groups, found[2].created_us) == (("lab",), 1_767_323_045_000_006)
+    assert found[0].created_us is None
+    (_, accept) = hub.seen[0]
+    assert accept == "application/jupyterhub-pagination+json"
+    assert [path.partition("?")[2] for path, _ in hub.seen] == [
+        "offset=0&limit=200", "offset=2&limit=200",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pages", "said"),
+    [
+        # A hub that knows no pages would cut the list off.
+        ({0: [{"name": "a"}]}, "no page"),
+        ({0: {"items": [], "_pagination": None}}, "no page"),
+        ({0: page("ab", 3, {"offset": 2}), 2: page("c", 4)}, "changed"),
+        # Somebody before this page was deleted, so that another one slipped through.
+        ({0: page("ab", 4, {"offset": 2}), 2: page("d", 3)}, "changed"),
+        ({0: page("ab", 3)}, "changed"),
+        ({0: page("ab", 3, {"offset": 0})}, "do not end"),
+        ({0: page("ab", 3, {"offset": "2"})}, "do not end"),
+        ({0: {"items": ["a"], "_pagination": {"total": 1}}}, "no user"),
+        ({0: {"items": [{"name": "a", "servers": 5}], "_pagination": {"total": 1}}}, "no user"),
+    ],
+)
+def test_a_list_that_may_lack_somebody_is_none(
+    hub: FakeHub, pages: dict[int, object], said: str
+) -> None:
+    hub.status, hub.pages = 200, pages
+    with pytest.raises(HubUnavailable, match=said):
+        users(hub.api)
+
+
+def test_a_list_that_is_refused_is_none(hub: FakeHub) -> None:
+    hub.status, hub.pages = 403, {0: page("a", 1)}
+    with pytest.raises(HubUnavailable, match="403"):
+        users(hub.api)

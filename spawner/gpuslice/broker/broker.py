@@ -26,6 +26,7 @@ from gpuslice.broker import (
 )
 from gpuslice.broker.core import Core, Hub
 from gpuslice.broker.moneydesk import MoneyDesk
+from gpuslice.broker.peopledesk import LOOK_EVERY_S, PeopleDesk
 from gpuslice.broker.policydesk import PolicyDesk
 from gpuslice.broker.queuedesk import QueueDesk
 from gpuslice.broker.states import OVER
@@ -60,6 +61,7 @@ class Broker:
         self.policies = PolicyDesk(self.core, self._rules, self._policies_changed)
         self.money = MoneyDesk(self.core)
         self.queue = QueueDesk(self.core, self._rules, hub)
+        self.people = PeopleDesk(self.core, hub, self._policies_changed)
         self._settings = settings
         self._db = database
         self._node = node
@@ -141,8 +143,16 @@ class Broker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(self.reconcile, "list"))
             group.create_task(self._every(self._sync_inventory, "inventory"))
+            group.create_task(self._follow_people())
 
-    async def _every(self, work: Callable[[], Awaitable[None]], source: str) -> None:
+    async def _follow_people(self) -> None:
+        """The hub's users, now and then; not at once, while the hub may be starting too."""
+        await asyncio.sleep(LOOK_EVERY_S)
+        await self._every(self.people.follow, "people", LOOK_EVERY_S)
+
+    async def _every(
+        self, work: Callable[[], Awaitable[object]], source: str, pause_s: float | None = None
+    ) -> None:
         """Repeat ``work``; what fails is logged and counted, and tried again the next time."""
         while True:
             try:
@@ -157,7 +167,7 @@ class Broker:
             except Exception:
                 self.errors.count("internal")
                 log.exception("event=reconcile-failed")
-            await asyncio.sleep(self._settings.timing.reconcile_s)
+            await asyncio.sleep(pause_s or self._settings.timing.reconcile_s)
 
     async def close(self) -> None:
         """Finish what was begun and close the database."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -33,6 +33,8 @@ class HubUser:
     groups: tuple[str, ...]
     #: When each running server was last used, as the hub knows (UTC microseconds), by its name.
     active_us: Mapping[str, int | None]
+    #: When the hub made them, if it may say so: a rename keeps it, another user has another.
+    created_us: int | None = None
 
 
 class Hub(Protocol):
@@ -46,6 +48,9 @@ class Hub(Protocol):
 
     async def user(self, name: str) -> HubUser | None:
         """A user as the hub has them now; None: there is none."""
+
+    async def users(self) -> Sequence[HubUser]:
+        """All users, every one of them: a list that may lack somebody is an exception."""
 
 
 class Core:

@@ -11,6 +11,7 @@ from typing import Literal
 import click
 
 from gpuslice.cli.options import CONFIG, STATE
+from gpuslice.cli.peoplecommands import group, user
 from gpuslice.cli.quotacommands import quota
 
 
@@ -246,6 +247,8 @@ def service(arguments: Sequence[str]) -> None:
 
 
 main.add_command(quota)
+main.add_command(user)
+main.add_command(group)
 
 
 @main.group()

@@ -150,14 +150,14 @@ def policy_lines(policy: Mapping[str, Any]) -> Iterator[str]:
     yield f"{policy['kind']}{name}, version {policy['version']} since {since} by {policy['actor']}"
     document = policy["document"]
     for part, title in (("each", "each"), ("total", "in total")):
-        for text in _limits(document.get(part) or {}):
+        for text in limit_texts(document.get(part) or {}):
             yield f"  {title}: {text}"
     for key in ("timezone", "price_list"):
         if document.get(key):
             yield f"  {key.replace('_', ' ')}: {document[key]}"
 
 
-def _limits(limits: Mapping[str, Any]) -> Iterator[str]:
+def limit_texts(limits: Mapping[str, Any]) -> Iterator[str]:
     for field, value in limits.items():
         if value is None or value in ([], {}):
             continue

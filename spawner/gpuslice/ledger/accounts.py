@@ -57,3 +57,59 @@ def platform(session: Session, purpose: str, now: int) -> int:
     if purpose not in PLATFORM:
         raise ValueError(f"{purpose!r} is no platform account; there are {', '.join(PLATFORM)}")
     return find_or_open(session, OURS, purpose, now)
+
+
+def name_of(session: Session, account_id: int) -> str | None:
+    """What an account is called now; None once it is closed."""
+    return session.scalar(
+        sa.select(AccountName.name).where(
+            AccountName.account_id == account_id, AccountName.valid_til_us.is_(None)
+        )
+    )
+
+
+def history(session: Session, account_id: int) -> list[AccountName]:
+    """Every name an account has had, oldest first."""
+    return list(
+        session.scalars(
+            sa.select(AccountName)
+            .where(AccountName.account_id == account_id)
+            .order_by(AccountName.id)
+        )
+    )
+
+
+def rename(session: Session, account_id: int, new: str, now: int) -> None:
+    """Another name for the same account; the old one is free from now on.
+
+    The new one must be free: the unique current name says no otherwise.
+    """
+    old = _current(session, account_id)
+    old.valid_til_us = now
+    session.flush()
+    session.add(AccountName(source=old.source, name=new, account_id=account_id, valid_from_us=now))
+    session.execute(
+        sa.update(Account)
+        .where(Account.id == account_id)
+        .values(label=new, missing_since_us=None, version=Account.version + 1)
+    )
+    session.flush()
+
+
+def close(session: Session, account_id: int, label: str, now: int) -> None:
+    """Close an account for ever: its name is free, and opens another account the next time."""
+    _current(session, account_id).valid_til_us = now
+    session.execute(
+        sa.update(Account)
+        .where(Account.id == account_id)
+        .values(label=label, closed_us=now, missing_since_us=None, version=Account.version + 1)
+    )
+    session.flush()
+
+
+def _current(session: Session, account_id: int) -> AccountName:
+    return session.scalars(
+        sa.select(AccountName)
+        .where(AccountName.account_id == account_id, AccountName.valid_til_us.is_(None))
+        .execution_options(populate_existing=True)
+    ).one()

@@ -132,15 +132,33 @@ def expire(session: Session, now: int) -> int:
         .execution_options(populate_existing=True)
     ).all()
     for grant in due:
-        rest = grant.amount_u - grant.used_u
-        use(session, grant.id, rest)
-        session.add(
-            Entry(
-                idem_key=f"expiry:{grant.id}:{now}", kind="expiry", grant_id=grant.id,
-                amount_u=rest, debit_id=grant.account_id,
-                credit_id=accounts.platform(session, "grants", now),
-                actor="meter", memo="expired", created_us=now,
-            )
-        )  # fmt: skip
-    session.flush()
+        _take_back(session, grant, actor="meter", memo="expired", now=now)
     return len(due)
+
+
+def take_back(session: Session, account_id: int, *, actor: str, reason: str, now: int) -> int:
+    """Take back all that is left of an account's credit; returns how much that was."""
+    grants = session.scalars(
+        sa.select(CreditGrant)
+        .where(CreditGrant.account_id == account_id, CreditGrant.used_u < CreditGrant.amount_u)
+        .order_by(CreditGrant.id)
+        .execution_options(populate_existing=True)
+    ).all()
+    left_u = sum(grant.amount_u - grant.used_u for grant in grants)
+    for grant in grants:
+        _take_back(session, grant, actor=actor, memo=reason, now=now)
+    return left_u
+
+
+def _take_back(session: Session, grant: CreditGrant, *, actor: str, memo: str, now: int) -> None:
+    rest = grant.amount_u - grant.used_u
+    use(session, grant.id, rest)
+    session.add(
+        Entry(
+            idem_key=f"expiry:{grant.id}:{now}", kind="expiry", grant_id=grant.id,
+            amount_u=rest, debit_id=grant.account_id,
+            credit_id=accounts.platform(session, "grants", now),
+            actor=actor[:255], memo=memo[:500], created_us=now,
+        )
+    )  # fmt: skip
+    session.flush()

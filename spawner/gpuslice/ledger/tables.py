@@ -92,11 +92,18 @@ class Account(Base, kw_only=True):
     __tablename__ = "account"
     id: Mapped[int] = _id()
     kind: Mapped[str] = mapped_column(sa.String(16))
-    #: The name it was opened under; for messages only.
+    #: What it is called now, or was when it was closed; for messages only.
     label: Mapped[str] = mapped_column(sa.String(255))
     parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("account.id"), default=None)
     opened_us: Mapped[int] = mapped_column(Big)
     closed_us: Mapped[int | None] = mapped_column(Big, default=None)
+    #: Raised by every edit of an administrator's: the optimistic check.
+    version: Mapped[int] = mapped_column(default=1)
+    #: A user's: when the hub first listed them, when the hub made them (if it says so), and since
+    #: when it has them no more.
+    hub_seen_us: Mapped[int | None] = mapped_column(Big, default=None)
+    hub_created_us: Mapped[int | None] = mapped_column(Big, default=None)
+    missing_since_us: Mapped[int | None] = mapped_column(Big, default=None)
     __table_args__ = (sa.CheckConstraint("kind IN ('user', 'group', 'platform')", name="kind"),)
 
 

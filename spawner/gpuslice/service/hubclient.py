@@ -13,6 +13,10 @@ from yarl import URL
 from gpuslice.broker.core import HubUser
 from gpuslice.units import UnitError, from_datetime
 
+#: How the hub is asked for pages; without it a long list is cut off.
+_PAGES = "application/jupyterhub-pagination+json"
+_PAGE = 200
+
 
 class HubUnavailable(Exception):
     """The hub did not do what it was asked; the text says what it did. Try again, or the node."""
@@ -61,22 +65,49 @@ class HubClient:
             return None
         if status != 200 or not isinstance(answer, dict):
             raise HubUnavailable(f"the hub answered {status}")
-        servers = answer.get("servers") or {}
-        return HubUser(
-            name=str(answer["name"]),
-            groups=tuple(map(str, answer.get("groups") or ())),
-            active_us={
-                str(server): _moment(model.get("last_activity"))
-                for server, model in servers.items()
-            },
-        )
+        return _user(answer)
 
-    async def _call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    async def users(self) -> list[HubUser]:
+        """All users the hub has: every page of them, or an error.
+
+        Raises:
+            HubUnavailable: not reachable, too slow, or the list changed while it was read.
+        """
+        return [_user(item) for item in await self._all("/users")]
+
+    async def _all(self, path: str) -> list[dict[str, Any]]:
+        """Every item of a list, in the hub's order, by its pages."""
+        found: list[dict[str, Any]] = []
+        offset: int | None = 0
+        totals = set()
+        while offset is not None:
+            status, answer = await self._call(
+                "GET", f"{path}?offset={offset}&limit={_PAGE}", accept=_PAGES
+            )
+            page = answer.get("_pagination") if isinstance(answer, dict) else None
+            items = answer.get("items") if isinstance(answer, dict) else None
+            if status != 200 or not isinstance(page, dict) or not isinstance(items, list):
+                raise HubUnavailable(f"the hub answered {status}, and no page of {path}")
+            found += items
+            totals.add(page.get("total"))
+            following = page.get("next")
+            after = following.get("offset") if isinstance(following, dict) else None
+            if after is not None and (not isinstance(after, int) or after <= offset):
+                raise HubUnavailable(f"the hub's pages of {path} do not end")
+            offset = after
+        # Somebody who came or went in between moves all others: one could be missed.
+        if totals != {len(found)}:
+            raise HubUnavailable(f"{path} changed while it was read")
+        return found
+
+    async def _call(
+        self, method: str, path: str, body: object = None, *, accept: str = "application/json"
+    ) -> tuple[int, Any]:
         # encoded=True: the path is quoted already, and must not be "normalised" again.
         url = URL(self._api_url + path, encoded=True)
         try:
             async with self._open().request(
-                method, url, json=body, allow_redirects=False
+                method, url, json=body, allow_redirects=False, headers={"Accept": accept}
             ) as answer:
                 is_json = answer.content_type == "application/json"
                 return answer.status, await answer.json() if is_json else None
@@ -93,6 +124,22 @@ class HubClient:
             # trust_env stays off: a proxy from the environment must not see this token.
             self._session = aiohttp.ClientSession(headers=self._headers, timeout=self._timeout)
         return self._session
+
+
+def _user(model: Mapping[str, Any]) -> HubUser:
+    """The hub's model of a user; ``created`` is there if the service may read all of users."""
+    try:
+        servers = model.get("servers") or {}
+        return HubUser(
+            name=str(model["name"]),
+            groups=tuple(map(str, model.get("groups") or ())),
+            active_us={
+                str(server): _moment(one.get("last_activity")) for server, one in servers.items()
+            },
+            created_us=_moment(model.get("created")),
+        )
+    except (KeyError, AttributeError, TypeError) as exc:
+        raise HubUnavailable(f"the hub's answer is no user: {exc!r}"[:300]) from exc
 
 
 def _server(user: str, server: str) -> str:

@@ -18,6 +18,19 @@ from gpuslice.broker.moneyviews import (
     SetPrice,
     Usage,
 )
+from gpuslice.broker.peopleviews import (
+    AccountDetail,
+    AccountKind,
+    AccountPage,
+    AccountState,
+    Closed,
+    CloseMissing,
+    CloseUser,
+    Imported,
+    ImportPeople,
+    RenameUser,
+    SetParent,
+)
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
 from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.quotas.documents import PolicyDocument
@@ -99,6 +112,29 @@ class MoneyDesk(Protocol):
     async def usage(self, whose: str, name: str) -> Usage: ...
 
 
+class PeopleDesk(Protocol):
+    """Accounts and whom they belong to; all may raise Refused."""
+
+    async def all(
+        self, kind: AccountKind | None, state: AccountState, find: str | None,
+        after: int, limit: int,
+    ) -> AccountPage: ...  # fmt: skip
+
+    async def one(self, account_id: int) -> AccountDetail: ...
+
+    async def named(self, kind: AccountKind, name: str) -> AccountDetail: ...
+
+    async def rename(self, name: str, body: RenameUser, actor: str) -> AccountDetail: ...
+
+    async def close(self, name: str, body: CloseUser, actor: str) -> AccountDetail: ...
+
+    async def close_missing(self, body: CloseMissing, actor: str) -> Closed: ...
+
+    async def set_parent(self, name: str, body: SetParent, actor: str) -> AccountDetail: ...
+
+    async def import_(self, body: ImportPeople, actor: str) -> Imported: ...
+
+
 class Broker(Protocol):
     """The facade over leases and ledger. No method blocks the event loop; none calls the hub
     inside a transaction. The desks are parts of it, by what they are about."""
@@ -114,6 +150,9 @@ class Broker(Protocol):
 
     @property
     def queue(self) -> QueueDesk: ...
+
+    @property
+    def people(self) -> PeopleDesk: ...
 
     async def offers(self, user: str | None) -> list[wire.Offer]:
         """Slice types as this user may take them; ``None``: as anybody."""

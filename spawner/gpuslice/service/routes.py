@@ -11,6 +11,7 @@ from gpuslice.service import (
     models,
     moneycalls,
     pagecalls,
+    peoplecalls,
     policycalls,
     queuecalls,
 )
@@ -115,4 +116,5 @@ ROUTES: tuple[AnyRoute, ...] = (
     *policycalls.ROUTES,
     *queuecalls.ROUTES,
     *moneycalls.ROUTES,
+    *peoplecalls.ROUTES,
 )

@@ -205,6 +205,10 @@ def _tables() -> None:
 
 def _columns() -> None:
     for table, column in (
+        ("account", sa.Column("version", sa.Integer(), nullable=False, server_default="1")),
+        ("account", _maybe("hub_seen_us")),
+        ("account", _maybe("hub_created_us")),
+        ("account", _maybe("missing_since_us")),
         ("account_period", _number("gpu_us")),
         ("account_period", _number("held_gpu_us")),
         ("entry", _maybe("grant_id")),
