@@ -12,6 +12,7 @@ import click
 
 from gpuslice.cli.options import CONFIG, STATE
 from gpuslice.cli.quotacommands import quota
+from gpuslice.cli.reservecommands import reserve
 
 
 class _Clean(click.Group):
@@ -246,6 +247,7 @@ def service(arguments: Sequence[str]) -> None:
 
 
 main.add_command(quota)
+main.add_command(reserve)
 
 
 @main.group()
