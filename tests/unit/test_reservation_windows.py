@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime, time, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import hypothesis.strategies as st
@@ -123,9 +124,9 @@ def test_stretches_are_apart_and_at_the_right_local_times(
         if day.weekday() in weekdays
     ]  # fmt: skip
     assert len(found) == len(expected)
-    nominal = timedelta(
-        hours=til.hour - start.hour, minutes=til.minute - start.minute
-    ) + timedelta(days=til <= start)
+    nominal = timedelta(hours=til.hour - start.hour, minutes=til.minute - start.minute) + timedelta(
+        days=til <= start
+    )
     for day, stretch in zip(expected, found, strict=True):
         assert stretch.start_us < stretch.til_us
         begins = to_datetime(stretch.start_us).astimezone(zone)
@@ -143,7 +144,7 @@ def test_stretches_are_apart_and_at_the_right_local_times(
         )
         if not shift and not late and ends.replace(tzinfo=None) == wanted + nominal:
             assert stretch.til_us - stretch.start_us == nominal / timedelta(microseconds=1)
-    for earlier, later in zip(found, found[1:], strict=False):
+    for earlier, later in pairwise(found):
         assert earlier.til_us <= later.start_us
     # What overlaps a part is what of all overlaps it, whole.
     from_us = from_datetime(datetime.combine(first, time(), ZoneInfo("UTC"))) + cut * HOUR_US

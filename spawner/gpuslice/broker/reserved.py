@@ -35,8 +35,8 @@ from gpuslice.quotas.windows import Schedule, Stretch, stretches
 from gpuslice.units import HOUR_US, MINUTE_US, to_datetime
 from gpuslice.wire import LeaseState
 
-#: So far ahead the queue and the offers look for what is reserved.
-HORIZON_US = 7 * 24 * HOUR_US
+#: So far ahead the queue and the offers look for what is reserved: beyond the next week's lesson.
+HORIZON_US = 8 * 24 * HOUR_US
 #: Who is in the way is told so much earlier than asked for, so that a late look is no late class.
 _EARLIER_US = MINUTE_US
 _WHEN = "%a %Y-%m-%d %H:%M"
@@ -206,19 +206,17 @@ def _takers(
     session: Session, known: Bookings, slice_types: set[str]
 ) -> list[tuple[str, str, set[int]]]:
     """Leases that live, and requests that wait, with the accounts of their users' groups."""
-    rows: list[tuple[str, str, str]] = [
-        row._tuple()
-        for query in (
-            sa.select(Lease.id, Lease.slice_type, Lease.groups).where(
-                Lease.state.in_(LIVE_STATES), Lease.slice_type.in_(slice_types)
-            ),
-            sa.select(QueueRequest.id, QueueRequest.slice_type, QueueRequest.groups).where(
-                QueueRequest.state == "waiting", QueueRequest.slice_type.in_(slice_types)
-            ),
-        )
-        for row in session.execute(query)
+    of_leases = sa.select(Lease.id, Lease.slice_type, Lease.groups).where(
+        Lease.state.in_(LIVE_STATES), Lease.slice_type.in_(slice_types)
+    )
+    of_requests = sa.select(QueueRequest.id, QueueRequest.slice_type, QueueRequest.groups).where(
+        QueueRequest.state == "waiting", QueueRequest.slice_type.in_(slice_types)
+    )
+    return [
+        (one, slice_type, known.accounts(json.loads(groups)))
+        for query in (of_leases, of_requests)
+        for one, slice_type, groups in session.execute(query)
     ]
-    return [(one, name, known.accounts(json.loads(groups))) for one, name, groups in rows]
 
 
 # --- who is in the way --------------------------------------------------------------------------
