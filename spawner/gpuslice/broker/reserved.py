@@ -231,10 +231,11 @@ def going(
     Only those of reservations with a notice; of them as few as are needed, the newest first,
     never one that is certain to end before, nor one that an administrator let go on.
     """
-    most = max((row.notice_us or 0 for row in current(session, now)), default=0)
-    known = bookings(
-        session, catalogue, now=now, til_us=now + most + _EARLIER_US + 1, lead_us=0
-    )  # fmt: skip
+    notices = [row.notice_us for row in current(session, now) if row.notice_us is not None]
+    if not notices:
+        return {}
+    til_us = now + max(notices) + _EARLIER_US + 1
+    known = bookings(session, catalogue, now=now, til_us=til_us, lead_us=0)
     due = [
         one for one in known.all
         if one.notice_us is not None and now >= one.keep.start_us - one.notice_us - _EARLIER_US
