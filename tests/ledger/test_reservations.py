@@ -152,6 +152,24 @@ def test_before_it_begins_only_who_is_over_in_time(world: World) -> None:
     assert texts(world, "eve", "reservation") == []
 
 
+def test_two_lessons_in_a_row(world: World) -> None:
+    """The refusal names what is in the way, and counts with the lesson after it."""
+    until(world, TEN - 2 * HOUR_US)
+    book(world, 4, from_time="08:00", til_time="10:00", title="Early")
+    book(world, 8, from_time="10:00", til_time="12:00", title="Late")
+    book(world, 1, "cpu", from_time="10:00", til_time="12:00", title="No GPU")
+    no = refused(lambda: spawn(world, "eve", "quarter", []))
+    assert "Early" in str(no) and "Late" in str(no) and "No GPU" not in str(no)
+    assert no.refusal.limit == "119 minutes" and "12:00 (CET)" in str(no)
+    spawn(world, "eve", "quarter", [], declared_us=HOUR_US)
+    no = refused(lambda: spawn(world, "eve", "whole", [], "b", declared_us=3 * HOUR_US))
+    assert no.refusal.reason == "reserved"
+    # Nothing is left of an early morning for a whole one, however short.
+    spawn(world, "bob", "quarter", [], declared_us=HOUR_US)
+    no = refused(lambda: spawn(world, "zoe", "whole", [], declared_us=HOUR_US))
+    assert no.refusal.limit is None
+
+
 def test_with_notice_what_runs_is_told_and_ends_when_it_begins(world: World) -> None:
     old = spawn(world, "old", "quarter", [])
     world.now += 1

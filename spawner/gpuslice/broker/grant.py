@@ -21,6 +21,7 @@ from gpuslice.placement import Claim as PlannedClaim
 from gpuslice.placement import FleetSnapshot, NoPlace, Placement, capacity, place
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import earliest
+from gpuslice.placement.reserved import set_aside
 from gpuslice.quotas.admission import Ask, Verdict, admit
 from gpuslice.units import MINUTE_US, SECOND_US
 from gpuslice.wire import LeaseRequest, LeaseState
@@ -188,13 +189,45 @@ def _place(
     without = place(fleet, wanted, reserve_bytes=rules.reserve_bytes, ceilings=limits)
     if isinstance(without, NoPlace):
         raise refuse_place(wanted, without, free)
-    ahead = bookings(session, rules, now=now, til_us=now + reserved.HORIZON_US)
-    others = ahead.of_others(groups)
+    ahead = bookings(session, rules, now=now, til_us=now + reserved.HORIZON_US).of_others(groups)
     again = earliest(
-        wanted, fleet, {}, placing, now, keeps=[one.keep for one in others], longest_us=longest_us
+        wanted, fleet, {}, placing, now, keeps=[one.keep for one in ahead], longest_us=longest_us
     )
-    binding = [one for one in others if one.keep.binds(now, longest_us)]
-    raise refuse_reserved(wanted, binding, free, again, rules, now)
+    binding = [one for one in ahead if one.keep.binds(now, longest_us)]
+    room_us = _room_before(fleet, wanted, binding, placing, now)
+    binding = takes_from(fleet, wanted, binding, placing)
+    raise refuse_reserved(wanted, binding, free, room_us, again, now)
+
+
+def takes_from(
+    fleet: FleetSnapshot, wanted: SliceType, booked: Sequence[reserved.Booking], rules: Rules
+) -> list[reserved.Booking]:
+    """Those that leave less of a slice type than there would be; all, if only together."""
+    if len(booked) == 1:
+        return list(booked)
+
+    def free(there: FleetSnapshot) -> int:
+        return capacity(
+            there, wanted, reserve_bytes=rules.reserve_bytes, ceilings=rules.ceilings
+        ).free
+
+    whole = free(fleet)
+    alone = [one for one in booked if free(set_aside(fleet, [one.keep], rules)) < whole]
+    return alone or list(booked)
+
+
+def _room_before(
+    fleet: FleetSnapshot, wanted: SliceType, binding: Sequence[reserved.Booking], rules: Rules,
+    now: int,
+) -> int | None:  # fmt: skip
+    """For how long it could be had before the next reservation begins; None: not even so."""
+    starts = [one.keep.start_us - one.keep.slack_us for one in binding if one.keep.start_us > now]
+    if not starts or min(starts) - now < MINUTE_US:
+        return None
+    on = [one.keep for one in binding if one.keep.start_us <= now]
+    left = set_aside(fleet, on, rules)
+    found = place(left, wanted, reserve_bytes=rules.reserve_bytes, ceilings=rules.ceilings)
+    return min(starts) - now if isinstance(found, Placement) else None
 
 
 def bookings(
@@ -212,19 +245,22 @@ def bookings(
 
 
 def refuse_reserved(
-    wanted: SliceType, binding: Sequence[reserved.Booking], free: Sequence[str],
-    again_us: int | None, rules: GrantRules, now: int,
+    wanted: SliceType, booked: Sequence[reserved.Booking], free: Sequence[str],
+    room_us: int | None, again_us: int | None, now: int,
 ) -> Refused:  # fmt: skip
-    """The refusal for a slice of which all that are free are kept for others."""
-    first = binding[0]
-    said = "; ".join(one.words for one in binding[:3])
-    room_us = first.keep.start_us - first.keep.slack_us - now
+    """The refusal for a slice of which all that are free are kept for others.
+
+    Args:
+        room_us: For at most so long it could be had now.
+        again_us: When it could be had whatever it is for; None: not in the time looked at.
+    """
+    said = "; ".join(one.words for one in booked[:3])
     todo, limit = "", None
-    if room_us >= MINUTE_US:
+    if room_us is not None:
         limit = f"{room_us // MINUTE_US} minutes"
         todo = f" Until then you may have it: say that you need it for at most {limit}."
     if again_us is not None:
-        todo += f" {'Or try' if todo else 'Try'} again after {first.local(again_us)}."
+        todo += f" {'Or try' if todo else 'Try'} again after {booked[0].local(again_us)}."
     instead = f" Free instead: {', '.join(free)}." if free else ""
     return Refused(
         "reserved",

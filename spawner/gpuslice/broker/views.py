@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice import wire
-from gpuslice.broker.grant import GrantRules, bookings, without_nodes
+from gpuslice.broker.grant import GrantRules, bookings, takes_from, without_nodes
 from gpuslice.broker.reserved import HORIZON_US, Bookings
 from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
 from gpuslice.errors import Refused
@@ -160,6 +160,7 @@ def _with_reserved(
     """The offer with what is reserved now and next, as far as it concerns its type."""
     others = booked.of_others(groups)
     binding = [one for one in others if one.keep.binds(now, None)]
+    binding = takes_from(fleet, offered, binding, placing)
     kept = 0
     if binding:
         whole = capacity(
