@@ -191,10 +191,13 @@ def test_with_notice_what_runs_is_told_and_ends_when_it_begins(world: World) -> 
     assert world.view(newest).stop_requested_us == TEN
     assert "reserved for Deep learning lab" in (stop_reason(world, newest) or "")
     assert len(texts(world, "newest", "reservation")) == 1
+    # While it is on its way out nobody else is asked to go in its stead.
+    passes(world, 20_000_000, 5_000_000)
     finish(world, newest)
     passes(world, 5 * MINUTE_US)
-    for lease_id in (old, new, mine):
+    for user, lease_id in (("old", old), ("new", new), ("student", mine)):
         assert stop_reason(world, lease_id) is None
+        assert texts(world, user, "reservation") == []
     for number in range(5):
         spawn(world, f"student{number}", "quarter", CLASS)
 
