@@ -459,6 +459,12 @@ class TimingSettings(_Table):
         "How long a server that the queue started waits to be opened; until then "
         "its time is the platform's.",
     )
+    reservation_lead_s: float = _seconds(
+        7200.0,
+        604_800,
+        "How long before a reservation begins a slice that it needs goes only to servers that are "
+        "certain to be over by then.",
+    )
     limit_grace_s: float = _seconds(
         120.0,
         86_400,

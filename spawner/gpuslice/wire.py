@@ -314,6 +314,13 @@ class Offer(Wire):
     total: int
     #: Why none can be had now (``None`` when ``free`` > 0).
     unavailable: str | None = None
+    #: How many more would be free if nothing were reserved for others.
+    reserved: int = 0
+    #: Those of this type that are reserved next for others: how many, and from when on.
+    reserved_next: int = 0
+    reserved_next_us: Micros | None = None
+    #: The same for people, and what is reserved for themselves.
+    reserved_note: str | None = None
 
 
 class ChoicesRequest(Wire):

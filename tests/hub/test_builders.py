@@ -285,6 +285,14 @@ def test_the_form_says_what_is_left_and_what_is_wrong_with_the_gpus() -> None:
     assert f"No GPU can be leased now: {problem}" in text(gpu_problem=problem)
 
 
+def test_the_form_says_what_is_reserved() -> None:
+    note = "Reserved: 6 quarter for <i>Lab</i>, Tue 2026-12-01 10:00 to 12:00 (CET)"
+    page = options_form(choices(offer(reserved=6, reserved_note=note), offer(slice="half")), "")
+    soup = BeautifulSoup(page, "html.parser")
+    cards = {str(card["for"]): card.get_text(" ", strip=True) for card in soup.find_all("label")}
+    assert note in cards["slice-quarter"] and "Reserved" not in cards["slice-half"]
+
+
 def test_every_watcher_of_a_start_sees_all_of_it() -> None:
     async def scene() -> None:
         board = ProgressBoard()

@@ -112,7 +112,7 @@ class StubBroker:
         self.views[view.lease_id] = view
         return view
 
-    async def offers(self, user: str | None) -> list[wire.Offer]:
+    async def offers(self, user: str | None, groups: Sequence[str] = ()) -> list[wire.Offer]:
         if self.failure is not None:
             raise self.failure
         return self.offered

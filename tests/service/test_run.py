@@ -13,14 +13,17 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from service_world import closed_port, end, wait_until
 
 from gpuslice import wire
+from gpuslice.cli.app import main
 
 SECRETS = ("service_token", "broker_token", "node_token", "operator_token", "cookie_secret")
 
@@ -204,6 +207,43 @@ def test_limits_stops_and_bills_through_the_real_broker(platform: Platform) -> N
     bill = wire.Bill.model_validate(ask("mia", "GET", f"api/leases/{lease_id}/bill").json())
     assert (bill.lease.cost_u, bill.lines) == (0, [])
     assert "never, so nothing is billed" in ask("mia", "GET", f"leases/{lease_id}").text
+
+
+def test_slices_are_reserved_by_the_command_line(platform: Platform) -> None:
+    platform.start_node()
+    platform.start_service()
+
+    def gpuslice(*argv: str) -> str:
+        where = ["--state", str(platform.state), "--config", str(platform.config)]
+        done = CliRunner().invoke(main, [*argv, *where], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def ask(user: str, groups: list[str]) -> httpx.Response:
+        body = {"attempt": uuid.uuid4().hex, "user": user, "slice": "cpu", "groups": groups}
+        return platform.broker("POST", "leases", json=body)
+
+    assert gpuslice("reserve", "list") == "Nothing is reserved.\n"
+    today, tomorrow = (datetime.now(UTC).date() + timedelta(days=n) for n in (0, 1))
+    add = ("reserve", "add", "course", "cpu", "100000", "--from", "00:00", "--til", "00:00",
+           "--first", str(today), "--last", str(tomorrow), "--timezone", "UTC", "--notice", "15m",
+           "--title", "<b>Lab</b>", "--reason", "term")  # fmt: skip
+    said = gpuslice(*add)
+    assert "1: 100000 cpu for group course (<b>Lab</b>)" in said
+    assert f"next: {today:%a %Y-%m-%d} 00:00" in said and "WARNING: The whole fleet holds" in said
+    assert gpuslice("reserve", "list") == said
+
+    refused = ask("eve", [])
+    assert refused.status_code == 503
+    assert wire.Refusal.model_validate_json(refused.content).reason == "reserved"
+    assert ask("student", ["course"]).status_code == 201
+    (offer,) = [wire.Offer.model_validate(o) for o in platform.broker("GET", "offers").json()]
+    assert (offer.free, offer.reserved > 0) == (0, True)
+
+    gpuslice("reserve", "cancel", "1", "--reason", "over")
+    assert gpuslice("reserve", "list") == "Nothing is reserved.\n"
+    assert "cancelled" in gpuslice("reserve", "list", "--all")
+    assert ask("eve", []).status_code == 201
 
 
 def test_a_lease_through_the_real_parts(platform: Platform) -> None:

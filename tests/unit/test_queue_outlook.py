@@ -9,14 +9,8 @@ from hypothesis import given, settings
 
 from gpuslice.fleet.slice_types import SliceType
 from gpuslice.placement import Claim, DeviceSnapshot, FleetSnapshot, HostSnapshot, overlaps
-from gpuslice.placement.queue import (
-    Outlook,
-    Rules,
-    Waiting,
-    earliest,
-    outlooks,
-    with_claims,
-)
+from gpuslice.placement.fleets import Rules, with_claims
+from gpuslice.placement.queue import Outlook, Waiting, earliest, outlooks
 from gpuslice.units import GIB, HOUR_US
 from gpuslice.wire import DeviceState, Enforcement, SliceKind
 

@@ -20,6 +20,7 @@ from gpuslice.broker import (
     queue,
     reconcile,
     reconciler,
+    reserved,
     stats,
     views,
     watch,
@@ -29,6 +30,7 @@ from gpuslice.broker.moneydesk import MoneyDesk
 from gpuslice.broker.peopledesk import LOOK_EVERY_S, PeopleDesk
 from gpuslice.broker.policydesk import PolicyDesk
 from gpuslice.broker.queuedesk import QueueDesk
+from gpuslice.broker.reservationdesk import ReservationDesk
 from gpuslice.broker.states import OVER
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
@@ -62,6 +64,7 @@ class Broker:
         self.money = MoneyDesk(self.core)
         self.queue = QueueDesk(self.core, self._rules, hub)
         self.people = PeopleDesk(self.core, hub, self._policies_changed)
+        self.reservations = ReservationDesk(self.core, self._rules)
         self._settings = settings
         self._db = database
         self._node = node
@@ -236,7 +239,16 @@ class Broker:
             currency=self._settings.currency,
             grace_us=int(self._settings.timing.limit_grace_s * 1e6),
         )
-        for lease_id in await self._write(lambda s, now: watch.look(s, rules, now=now)):
+
+        def work(session: Session, now: int) -> list[str]:
+            grants = self._rules()
+            asked = reserved.going(
+                session, grants.catalogue, grants.reserve_bytes, grants.host_reserve_ram,
+                grants.closed_nodes, now=now,
+            )  # fmt: skip
+            return watch.look(session, rules, now=now, going=asked)
+
+        for lease_id in await self._write(work):
             view = await self.lease(lease_id)
             log.info("event=stopped-at-its-limit lease=%s", lease_id)
             if view is not None:
@@ -332,18 +344,23 @@ class Broker:
             start_timeout_us=int(timing.start_timeout_s * 1e6),
             hold_horizon_us=self._billing.hold_horizon_us, timezone=self._settings.timezone,
             currency=self._settings.currency, closed_nodes=self._closed_nodes(),
+            reservation_lead_us=int(timing.reservation_lead_s * 1e6),
         )  # fmt: skip
 
-    async def offers(self, user: str | None) -> list[wire.Offer]:
-        """The slice types on offer, with what is free now."""
+    async def offers(self, user: str | None, groups: Sequence[str] = ()) -> list[wire.Offer]:
+        """The slice types on offer, with what is free now to somebody in these groups."""
         rules, currency = self._rules(), self._settings.currency
-        return await self._serve(self._db.aread(lambda s: views.offers(s, rules, currency)))
+
+        def work(session: Session) -> list[wire.Offer]:
+            return views.offers(session, rules, currency, groups, now=self.core.now())
+
+        return await self._serve(self._db.aread(work))
 
     async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
         """What a user may choose from: the offers, and how many slices the limit leaves."""
         mine = await self.me(user, None, groups)
         return wire.Choices(
-            offers=await self.offers(user),
+            offers=await self.offers(user, groups),
             leases_held=len(mine.leases),
             leases_limit=mine.leases_limit,
             gpu_problem=self._inventory.gpu_problem if self._inventory else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from gpuslice.broker import reserved
 from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, SliceType
@@ -17,7 +19,11 @@ from gpuslice.ledger.database import Conflict
 from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, LeaseAccount
 from gpuslice.placement import Claim as PlannedClaim
 from gpuslice.placement import FleetSnapshot, NoPlace, Placement, capacity, place
+from gpuslice.placement.fleets import Rules
+from gpuslice.placement.queue import earliest
+from gpuslice.placement.reserved import set_aside
 from gpuslice.quotas.admission import Ask, Verdict, admit
+from gpuslice.units import MINUTE_US, SECOND_US
 from gpuslice.wire import LeaseRequest, LeaseState
 
 #: When to look again if nothing is free: nobody knows when somebody stops, so a polite interval.
@@ -39,6 +45,8 @@ class GrantRules:
     currency: str
     #: Nodes on which nothing may be granted now, and why.
     closed_nodes: dict[str, str]
+    #: So long before a reservation begins, who else takes its place needs an end before that.
+    reservation_lead_us: int = 0
 
 
 def grant(
@@ -66,7 +74,7 @@ def grant(
     _no_live_lease(session, account_id, request.server)
     verdict = admit(session, account_id, ask_of(request, wanted, rules), now=now)
     if placement is None:
-        placement = _place(session, wanted, rules)
+        placement = _place(session, wanted, rules, request.groups, _longest(verdict), now)
     lease = _lease(session, request, verdict, wanted, placement, rules, now)
     session.add(lease)
     session.flush()
@@ -145,7 +153,16 @@ def _no_live_lease(session: Session, account_id: int, server: str) -> None:
     )
 
 
-def _place(session: Session, wanted: SliceType, rules: GrantRules) -> Placement:
+def _longest(verdict: Verdict) -> int | None:
+    """How long it will run at most, if that is certain."""
+    known = (verdict.session_us, verdict.declared_us)
+    return min((us for us in known if us is not None), default=None)
+
+
+def _place(
+    session: Session, wanted: SliceType, rules: GrantRules, groups: Sequence[str],
+    longest_us: int | None, now: int,
+) -> Placement:  # fmt: skip
     fleet = fleet_snapshot(session, rules.host_reserve_ram)
     fleet = without_nodes(fleet, rules.closed_nodes)
     limits = ceilings(session)
@@ -157,16 +174,104 @@ def _place(session: Session, wanted: SliceType, rules: GrantRules) -> Placement:
             status=503,
             retry_after_s=FULL_RETRY_S,
         )
-    found = place(fleet, wanted, reserve_bytes=rules.reserve_bytes, ceilings=limits)
+    booked = bookings(session, rules, now=now, til_us=now + rules.reservation_lead_us + 1)
+    placing = Rules(rules.reserve_bytes, limits)
+    left = booked.left(fleet, groups, placing, at=now, longest_us=longest_us)
+    found = place(left, wanted, reserve_bytes=rules.reserve_bytes, ceilings=limits)
     if isinstance(found, Placement):
         return found
     free = [
         other.name
         for other in rules.catalogue.types
         if other.name != wanted.name
-        and capacity(fleet, other, reserve_bytes=rules.reserve_bytes, ceilings=limits).free
+        and capacity(left, other, reserve_bytes=rules.reserve_bytes, ceilings=limits).free
     ]
-    raise refuse_place(wanted, found, free)
+    without = place(fleet, wanted, reserve_bytes=rules.reserve_bytes, ceilings=limits)
+    if isinstance(without, NoPlace):
+        raise refuse_place(wanted, without, free)
+    ahead = bookings(session, rules, now=now, til_us=now + reserved.HORIZON_US).of_others(groups)
+    again = earliest(
+        wanted, fleet, {}, placing, now, keeps=[one.keep for one in ahead], longest_us=longest_us
+    )
+    binding = [one for one in ahead if one.keep.binds(now, longest_us)]
+    room_us = _room_before(fleet, wanted, binding, placing, now)
+    binding = takes_from(fleet, wanted, binding, placing)
+    raise refuse_reserved(wanted, binding, free, room_us, again, now)
+
+
+def takes_from(
+    fleet: FleetSnapshot, wanted: SliceType, booked: Sequence[reserved.Booking], rules: Rules
+) -> list[reserved.Booking]:
+    """Those that leave less of a slice type than there would be; all, if only together."""
+    if len(booked) == 1:
+        return list(booked)
+
+    def free(there: FleetSnapshot) -> int:
+        return capacity(
+            there, wanted, reserve_bytes=rules.reserve_bytes, ceilings=rules.ceilings
+        ).free
+
+    whole = free(fleet)
+    alone = [one for one in booked if free(set_aside(fleet, [one.keep], rules)) < whole]
+    return alone or list(booked)
+
+
+def _room_before(
+    fleet: FleetSnapshot, wanted: SliceType, binding: Sequence[reserved.Booking], rules: Rules,
+    now: int,
+) -> int | None:  # fmt: skip
+    """For how long it could be had before the next reservation begins; None: not even so."""
+    starts = [one.keep.start_us - one.keep.slack_us for one in binding if one.keep.start_us > now]
+    if not starts or min(starts) - now < MINUTE_US:
+        return None
+    on = [one.keep for one in binding if one.keep.start_us <= now]
+    left = set_aside(fleet, on, rules)
+    found = place(left, wanted, reserve_bytes=rules.reserve_bytes, ceilings=rules.ceilings)
+    return min(starts) - now if isinstance(found, Placement) else None
+
+
+def bookings(
+    session: Session, rules: GrantRules, *, now: int, til_us: int, slack_us: int = 0
+) -> reserved.Bookings:
+    """What is reserved until then, as it binds grants.
+
+    Args:
+        slack_us: How long a lease may wait for its start beyond the time to start.
+    """
+    return reserved.bookings(
+        session, rules.catalogue, now=now, til_us=til_us, lead_us=rules.reservation_lead_us,
+        slack_us=rules.start_timeout_us + slack_us,
+    )  # fmt: skip
+
+
+def refuse_reserved(
+    wanted: SliceType, booked: Sequence[reserved.Booking], free: Sequence[str],
+    room_us: int | None, again_us: int | None, now: int,
+) -> Refused:  # fmt: skip
+    """The refusal for a slice of which all that are free are kept for others.
+
+    Args:
+        room_us: For at most so long it could be had now.
+        again_us: When it could be had whatever it is for; None: not in the time looked at.
+    """
+    said = "; ".join(one.words for one in booked[:3])
+    todo, limit = "", None
+    if room_us is not None:
+        limit = f"{room_us // MINUTE_US} minutes"
+        todo = f" Until then you may have it: say that you need it for at most {limit}."
+    if again_us is not None:
+        todo += f" {'Or try' if todo else 'Try'} again after {booked[0].local(again_us)}."
+    instead = f" Free instead: {', '.join(free)}." if free else ""
+    return Refused(
+        "reserved",
+        f"{wanted.title}: what is free is reserved: {said}.{todo}{instead}",
+        status=503,
+        limit=limit,
+        retry_after_s=FULL_RETRY_S
+        if again_us is None
+        else max(1, -(-(again_us - now) // SECOND_US)),
+        alternatives=free,
+    )
 
 
 def without_nodes(fleet: FleetSnapshot, closed: dict[str, str]) -> FleetSnapshot:
@@ -215,8 +320,8 @@ def _lease(
         price_list=verdict.price_list, state=LeaseState.GRANTED.value, state_us=now, granted_us=now,
         start_before_us=now + rules.start_timeout_us, gpu_milli=wanted.gpu_milli,
         group_id=verdict.chain.group.account_id if verdict.chain.group else None,
-        hold_kind=verdict.hold_kind, declared_us=verdict.declared_us,
-        session_us=verdict.session_us,
+        groups=json.dumps(sorted(set(request.groups))), hold_kind=verdict.hold_kind,
+        declared_us=verdict.declared_us, session_us=verdict.session_us,
     )  # fmt: skip
 
 

@@ -21,10 +21,12 @@ from gpuslice.broker import queueorder
 from gpuslice.broker.grant import (
     GrantRules,
     ask_of,
+    bookings,
     grant,
     slice_type_of,
     without_nodes,
 )
+from gpuslice.broker.reserved import HORIZON_US, Bookings
 from gpuslice.broker.snapshot import ceilings, fleet_snapshot
 from gpuslice.broker.stays import guessed_ends, usual_stays
 from gpuslice.errors import Refused
@@ -38,7 +40,8 @@ from gpuslice.ledger.tables import (
     QueueRequest,
 )
 from gpuslice.placement import Placement
-from gpuslice.placement.queue import Outlook, Rules, Waiting, outlooks
+from gpuslice.placement.fleets import Rules
+from gpuslice.placement.queue import Outlook, Waiting, outlooks
 from gpuslice.quotas import admission
 from gpuslice.wire import LeaseState
 
@@ -274,9 +277,10 @@ def line(session: Session, rules: GrantRules, queue: QueueRules, *, now: int) ->
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
     fleet = without_nodes(fleet_snapshot(session, rules.host_reserve_ram), rules.closed_nodes)
     ends, guesses = guessed_ends(session, now)
+    booked = bookings(session, rules, now=now, til_us=now + HORIZON_US, slack_us=queue.offer_us)
     found = outlooks(
-        [_waiting(one, rules, queue, now) for one in known], fleet, ends=ends, guesses=guesses,
-        stays=usual_stays(session, now),
+        [_waiting(one, rules, queue, booked, now) for one in known], fleet, ends=ends,
+        guesses=guesses, stays=usual_stays(session, now),
         rules=Rules(rules.reserve_bytes, ceilings(session)), now=now,
     )  # fmt: skip
     return Line(tuple(known), tuple(found))
@@ -313,12 +317,15 @@ def _place_in_line(
     return queueorder.Place(row.id, row.account_id, group_id, priority, row.created_us)
 
 
-def _waiting(row: QueueRequest, rules: GrantRules, queue: QueueRules, now: int) -> Waiting:
+def _waiting(
+    row: QueueRequest, rules: GrantRules, queue: QueueRules, booked: Bookings, now: int
+) -> Waiting:
     wanted = rules.catalogue.get(row.slice_type)
     assert wanted is not None
     return Waiting(
         row.id, wanted, longest_us=row.declared_us,
         impatient=now - row.created_us >= queue.patience_us,
+        keeps=booked.keeps(json.loads(row.groups)),
     )  # fmt: skip
 
 
@@ -331,12 +338,16 @@ def offer(
     Raises:
         Conflict: the fleet changed under us.
     """
+    # Somebody whose groups are others than when the line was drawn up: what is reserved for whom
+    # is looked at anew.
+    same = set(groups) == set(json.loads(request.groups))
     request.groups = json.dumps(list(groups))
     try:
         with session.begin_nested():
             lease = grant(
-                session, as_lease_request(request, groups), rules, now=now, placement=placement
-            )
+                session, as_lease_request(request, groups), rules, now=now,
+                placement=placement if same else None,
+            )  # fmt: skip
     except Refused as refused:
         _not_now(session, request, refused, now)
         return None

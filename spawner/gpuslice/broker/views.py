@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice import wire
-from gpuslice.broker.grant import GrantRules, without_nodes
+from gpuslice.broker.grant import GrantRules, bookings, takes_from, without_nodes
+from gpuslice.broker.reserved import HORIZON_US, Bookings
 from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceType
@@ -17,6 +18,7 @@ from gpuslice.ledger import accounts, billing
 from gpuslice.ledger.prices import rate_at, rates
 from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, NoticeRow
 from gpuslice.placement import FleetSnapshot, NoPlace, capacity, place
+from gpuslice.placement.fleets import Rules
 from gpuslice.quotas.explain import most_slices
 
 
@@ -109,16 +111,26 @@ def _cursor(text: str) -> tuple[int, str]:
     return int(moment), lease_id
 
 
-def offers(session: Session, rules: GrantRules, currency: str) -> list[wire.Offer]:
-    """Every slice type on offer, with how many are free now or why none is."""
+def offers(
+    session: Session, rules: GrantRules, currency: str, groups: Sequence[str] = (), *, now: int
+) -> list[wire.Offer]:
+    """Every slice type on offer, with how many are free now or why none is.
+
+    Args:
+        groups: Of whoever looks: what is reserved for one of them is free to them.
+    """
     everything = fleet_snapshot(session, rules.host_reserve_ram)
     fleet = without_nodes(everything, rules.closed_nodes)
     limits = ceilings(session)
-    return [
+    booked = bookings(session, rules, now=now, til_us=now + HORIZON_US)
+    placing = Rules(rules.reserve_bytes, limits)
+    left = booked.left(fleet, groups, placing, at=now, longest_us=None)
+    found = []
+    for offered in rules.catalogue.types:
         # What is simulated stays so while its node is away.
-        _offer(fleet, offered, rules, limits, currency, _simulated(everything, offered))
-        for offered in rules.catalogue.types
-    ]
+        offer = _offer(left, offered, rules, limits, currency, _simulated(everything, offered))
+        found.append(_with_reserved(offer, fleet, offered, booked, groups, placing, now))
+    return found
 
 
 def _offer(
@@ -139,6 +151,41 @@ def _offer(
         simulated=simulated, rate_u_per_hour=offered.rate_u_per_hour,
         currency=currency, free=free, total=total, unavailable=unavailable,
     )  # fmt: skip
+
+
+def _with_reserved(
+    offer: wire.Offer, fleet: FleetSnapshot, offered: SliceType, booked: Bookings,
+    groups: Sequence[str], placing: Rules, now: int,
+) -> wire.Offer:  # fmt: skip
+    """The offer with what is reserved now and next, as far as it concerns its type."""
+    others = booked.of_others(groups)
+    binding = [one for one in others if one.keep.binds(now, None)]
+    binding = takes_from(fleet, offered, binding, placing)
+    kept = 0
+    if binding:
+        whole = capacity(
+            fleet, offered, reserve_bytes=placing.reserve_bytes, ceilings=placing.ceilings
+        )
+        kept = whole.free - offer.free
+    of_type = [one for one in booked.all if one.keep.slice_type.name == offered.name]
+    following = next((one for one in of_type if one in others and one.keep.start_us > now), None)
+    notes = [f"Reserved: {one.words}" for one in binding[:2] if kept]
+    mine = next((one for one in of_type if one not in others), None)
+    if mine is not None:
+        notes.append(f"For you: {mine.words}")
+    if following is not None and following not in binding:
+        notes.append(f"Reserved next: {following.words}")
+    return offer.model_copy(
+        update={
+            "reserved": kept,
+            "reserved_next": following.keep.count if following else 0,
+            "reserved_next_us": following.keep.start_us if following else None,
+            "reserved_note": ". ".join(notes) or None,
+            "unavailable": f"What is free is reserved: {binding[0].words}"
+            if kept and not offer.free
+            else offer.unavailable,
+        }
+    )
 
 
 def _enforcement(

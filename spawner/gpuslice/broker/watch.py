@@ -7,7 +7,7 @@ not for each lease. What is decided here is committed before anything is asked o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.broker import deadline, lifecycle
+from gpuslice.broker.reserved import Going
 from gpuslice.ledger import counters, credit
 from gpuslice.ledger.prices import Rate, rate_at, rates
 from gpuslice.ledger.tables import LIVE_STATES, Account, Lease, LeaseAccount
@@ -44,10 +45,11 @@ class WatchRules:
 
 @dataclass(frozen=True)
 class _End:
-    """Why a lease would end, and when."""
+    """Why a lease would end, and when; its user has at least ``notice_us`` to know it before."""
 
     at_us: int
     reason: str
+    notice_us: int = 0
 
 
 @dataclass
@@ -62,6 +64,8 @@ class _Tick:
     #: Leases that hold a slice on each account, oldest first: which are too many is then clear.
     holding: dict[int, list[Lease]] = field(default_factory=lambda: defaultdict(list))
     names: dict[int, str] = field(default_factory=dict)
+    #: Who is to end for somebody else's reservation.
+    going: Mapping[str, Going] = field(default_factory=dict)
     #: What is used but not billed yet, and what one more hour uses, per account.
     unbilled: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     per_hour: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
@@ -97,15 +101,22 @@ class _Tick:
         return self._used[account_id, start_us]
 
 
-def look(session: Session, rules: WatchRules, *, now: int) -> list[str]:
-    """Bring every running lease's deadline up to date; the leases whose stop was just ordered."""
+def look(
+    session: Session, rules: WatchRules, *, now: int, going: Mapping[str, Going] | None = None
+) -> list[str]:
+    """Bring every running lease's deadline up to date; the leases whose stop was just ordered.
+
+    Args:
+        going: Leases that are to end for somebody else's reservation.
+    """
     tick = _read(session, rules, now)
+    tick.going = going or {}
     ended = []
     for lease in tick.leases:
         end = min(_ends(tick, lease), key=lambda one: one.at_us, default=None)
         at = deadline.next_deadline(
             end.at_us if end else None, lease.deadline_us, lease.guaranteed_til_us, now,
-            rules.grace_us,
+            max(rules.grace_us, end.notice_us if end else 0),
         )  # fmt: skip
         lease.deadline_us = at
         lease.deadline_reason = end.reason[:500] if end is not None and at is not None else None
@@ -115,6 +126,7 @@ def look(session: Session, rules: WatchRules, *, now: int) -> list[str]:
             lifecycle.request_stop(session, lease.id, end.reason, _ACTOR, now=now)
             ended.append(lease.id)
         else:
+            _tell(tick, lease, at, end.reason)
             _warn(tick, lease, at, end.reason)
     session.flush()
     return ended
@@ -169,6 +181,8 @@ def _draws(tick: _Tick, lease: Lease) -> None:
 def _ends(tick: _Tick, lease: Lease) -> Iterator[_End]:
     holding = _effective(tick, lease)
     yield from _own_end(lease, holding)
+    if (asked := tick.going.get(lease.id)) is not None:
+        yield _End(asked.at_us, asked.reason, asked.notice_us)
     for rule in holding.rules:
         match rule.kind:
             case "slice-types":
@@ -266,15 +280,32 @@ def _draws_on(tick: _Tick, lease: Lease, kind: str) -> bool:
     return tick.rate(lease) > 0 if kind == "money" else lease.gpu_milli > 0
 
 
+def _tell(tick: _Tick, lease: Lease, at_us: int, reason: str) -> None:
+    """Tell a user once, as soon as it is known, that a reservation needs the place."""
+    asked = tick.going.get(lease.id)
+    if asked is None or asked.reason != reason:
+        return
+    lifecycle.notice(
+        tick.session, lease, "reservation", "warning",
+        f"{reason}: this server is stopped in {_minutes(at_us - tick.now)}. Save your work. "
+        "Your files stay.",
+        tick.now, key=f"reservation:{lease.id}:{asked.key}",
+    )  # fmt: skip
+
+
 def _warn(tick: _Tick, lease: Lease, at_us: int, reason: str) -> None:
     due, given = deadline.warning(at_us, lease.warned_min, tick.now)
     lease.warned_min = given
     if due is None:
         return
-    left = max(1, round((at_us - tick.now) / MINUTE_US))
-    minutes = f"{left} minute{'' if left == 1 else 's'}"
     lifecycle.notice(
         tick.session, lease, f"ends-{due}", "warning",
-        f"This server is stopped in {minutes}: {reason}. Save your work. {_FILES}", tick.now,
-        key=f"ends{due}:{lease.id}:{tick.now}",
+        f"This server is stopped in {_minutes(at_us - tick.now)}: {reason}. Save your work. "
+        f"{_FILES}",
+        tick.now, key=f"ends{due}:{lease.id}:{tick.now}",
     )  # fmt: skip
+
+
+def _minutes(us: int) -> str:
+    left = max(1, round(us / MINUTE_US))
+    return f"{left} minute{'' if left == 1 else 's'}"

@@ -13,6 +13,7 @@ import click
 from gpuslice.cli.options import CONFIG, STATE
 from gpuslice.cli.peoplecommands import group, user
 from gpuslice.cli.quotacommands import quota
+from gpuslice.cli.reservecommands import reserve
 
 
 class _Clean(click.Group):
@@ -249,6 +250,7 @@ def service(arguments: Sequence[str]) -> None:
 main.add_command(quota)
 main.add_command(user)
 main.add_command(group)
+main.add_command(reserve)
 
 
 @main.group()

@@ -242,6 +242,9 @@ class Lease(Base, kw_only=True):
     gpu_milli: Mapped[int] = mapped_column(default=0)
     #: The group that it is charged to, if any; see `LeaseAccount` for all that it counts for.
     group_id: Mapped[int | None] = mapped_column(Big, default=None)
+    #: All groups that its user was in when it was granted, as JSON: what is reserved for one of
+    #: them is taken by it.
+    groups: Mapped[str] = mapped_column(sa.Text, default="[]")
     #: ``rolling`` or ``safe``, and how long the user said it will run.
     hold_kind: Mapped[str] = mapped_column(sa.String(8), default="rolling")
     declared_us: Mapped[int | None] = mapped_column(Big, default=None)

@@ -14,14 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuslice.fleet.slice_types import SliceType
+from gpuslice.placement.fleets import Rules, with_claims, without_device, without_leases
 from gpuslice.placement.place import place
-from gpuslice.placement.snapshot import (
-    DeviceSnapshot,
-    FleetSnapshot,
-    HostSnapshot,
-    Placement,
-)
-from gpuslice.wire import DeviceState, Enforcement
+from gpuslice.placement.reserved import Keep, left_over
+from gpuslice.placement.snapshot import FleetSnapshot, Placement
 
 #: So many requests that do not fit are protected; those behind them wait for theirs to move up.
 PROTECTED = 3
@@ -32,13 +28,15 @@ class Waiting:
     """A request, in its place in line; times in UTC microseconds.
 
     ``longest_us``: it runs at most so long; None: nobody knows. ``impatient``: it has waited so
-    long that nobody may pass it any more, even where no reservation time is known.
+    long that nobody may pass it any more, even where no reservation time is known. ``keeps``: what
+    is kept for others now and in the time to come.
     """
 
     request_id: str
     slice_type: SliceType
     longest_us: int | None = None
     impatient: bool = False
+    keeps: tuple[Keep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,6 @@ class Outlook:
     placement: Placement | None
     reserved_us: int | None
     expected_us: int | None
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What `place` needs beside a fleet and a slice type."""
-
-    reserve_bytes: int
-    ceilings: Mapping[str, Enforcement]
 
 
 def outlooks(
@@ -95,7 +85,7 @@ def outlooks(
                 known[one.request_id] = now + one.longest_us
             found.append(Outlook(one.request_id, placement, now, now))
             continue
-        at = earliest(one.slice_type, fleet, known, rules, now)
+        at = _earliest(one, fleet, known, rules, now)
         if len(protected) < PROTECTED:
             protected.append((one, at))
         found.append(Outlook(one.request_id, None, at, expected))
@@ -103,47 +93,38 @@ def outlooks(
 
 
 def earliest(
-    wanted: SliceType, fleet: FleetSnapshot, ends: Mapping[str, int], rules: Rules, now: int
-) -> int | None:
-    """When a slice of this type has a place, if every lease stays until its end; None: unknown."""
-    if _place(fleet, wanted, rules) is not None:
-        return now
+    wanted: SliceType, fleet: FleetSnapshot, ends: Mapping[str, int], rules: Rules, now: int,
+    *, keeps: Sequence[Keep] = (), longest_us: int | None = None,
+) -> int | None:  # fmt: skip
+    """When a slice of this type has a place, if every lease stays until its end; None: unknown.
+
+    Args:
+        keeps: What is kept for others, and when.
+        longest_us: It runs at most so long; None: nobody knows.
+    """
     gone: set[str] = set()
-    for at, lease_id in sorted((max(now, at), lease_id) for lease_id, at in ends.items()):
+    # Room comes when a lease ends, and when what was kept for others no longer is.
+    moments = [(now, ""), *((max(now, at), lease_id) for lease_id, at in ends.items())]
+    moments += [(keep.til_us, "") for keep in keeps if keep.til_us > now]
+    for at, lease_id in sorted(moments):
         gone.add(lease_id)
-        if _place(without_leases(fleet, gone), wanted, rules) is not None:
+        then = without_leases(fleet, gone)
+        # What is left over is never more: where the whole has no room, that has none.
+        if _place(then, wanted, rules) is None:
+            continue
+        if not keeps:
+            return at
+        then = left_over(then, keeps, rules, at=at, longest_us=longest_us)
+        if _place(then, wanted, rules) is not None:
             return at
     return None
 
 
-def with_claims(fleet: FleetSnapshot, placement: Placement) -> FleetSnapshot:
-    """The fleet with one more lease in it."""
-
-    def host(one: HostSnapshot) -> HostSnapshot:
-        if one.node_id != placement.node_id:
-            return one
-        return replace(one, claims=(*one.claims, placement.host_claim))
-
-    def device(one: DeviceSnapshot) -> DeviceSnapshot:
-        claim = placement.device_claim
-        if claim is None or (one.node_id, one.uuid) != (placement.node_id, placement.device_uuid):
-            return one
-        return replace(one, claims=(*one.claims, claim))
-
-    return FleetSnapshot(tuple(map(host, fleet.hosts)), tuple(map(device, fleet.devices)))
-
-
-def without_leases(fleet: FleetSnapshot, gone: set[str]) -> FleetSnapshot:
-    """The fleet when these leases are over."""
-    return FleetSnapshot(
-        tuple(
-            replace(one, claims=tuple(c for c in one.claims if c.lease_id not in gone))
-            for one in fleet.hosts
-        ),
-        tuple(
-            replace(one, claims=tuple(c for c in one.claims if c.lease_id not in gone))
-            for one in fleet.devices
-        ),
+def _earliest(
+    one: Waiting, fleet: FleetSnapshot, ends: Mapping[str, int], rules: Rules, now: int
+) -> int | None:
+    return earliest(
+        one.slice_type, fleet, ends, rules, now, keeps=one.keeps, longest_us=one.longest_us
     )
 
 
@@ -159,10 +140,10 @@ def _may_start(
     now: int,
 ) -> Placement | None:
     """Where it may start now without delaying anybody who is protected."""
-    open_to_it = fleet
+    open_to_it = left_over(fleet, one.keeps, rules, at=now, longest_us=one.longest_us)
     for large, at in protected:
         if at is None and large.impatient:
-            open_to_it = _without_device(open_to_it, _kept_clear(large.slice_type, fleet, rules))
+            open_to_it = without_device(open_to_it, _kept_clear(large.slice_type, fleet, rules))
     over_us = None if one.longest_us is None else now + one.longest_us
     after = dict(ends) | ({one.request_id: over_us} if over_us is not None else {})
     # What best fit prefers may be what somebody else waits for: then the next best.
@@ -174,7 +155,7 @@ def _may_start(
             return placement
         if placement.device_uuid is None:
             return None
-        open_to_it = _without_device(open_to_it, (placement.node_id, placement.device_uuid))
+        open_to_it = without_device(open_to_it, (placement.node_id, placement.device_uuid))
     return None
 
 
@@ -185,7 +166,7 @@ def _delays(
     """Whether a lease that has been added, over at ``over_us``, keeps ``large`` waiting longer."""
     if at is None or (over_us is not None and over_us <= at):
         return False
-    then = earliest(large.slice_type, taken, ends, rules, now)
+    then = _earliest(large, taken, ends, rules, now)
     return then is None or then > at
 
 
@@ -203,16 +184,6 @@ def _kept_clear(wanted: SliceType, fleet: FleetSnapshot, rules: Rules) -> tuple[
         rank = (len(device.claims), device.node_id, device.uuid)
         best = rank if best is None else min(best, rank)
     return None if best is None else best[1:]
-
-
-def _without_device(fleet: FleetSnapshot, key: tuple[str, str] | None) -> FleetSnapshot:
-    return FleetSnapshot(
-        fleet.hosts,
-        tuple(
-            replace(one, state=DeviceState.DRAINING) if (one.node_id, one.uuid) == key else one
-            for one in fleet.devices
-        ),
-    )
 
 
 def _place(
@@ -244,12 +215,15 @@ def _expected(
     ends = dict(guesses)
     found: list[int | None] = []
     for one in waiting:
-        at = earliest(one.slice_type, fleet, ends, rules, now)
+        at = _earliest(one, fleet, ends, rules, now)
         found.append(at)
         if at is None:
             continue
         gone = {lease_id for lease_id, end in ends.items() if end <= at}
-        placement = _place(without_leases(fleet, gone), one.slice_type, rules, one.request_id)
+        then = left_over(
+            without_leases(fleet, gone), one.keeps, rules, at=at, longest_us=one.longest_us
+        )
+        placement = _place(then, one.slice_type, rules, one.request_id)
         if placement is None:
             continue
         fleet = with_claims(fleet, placement)

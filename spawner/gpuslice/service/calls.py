@@ -103,7 +103,7 @@ async def started(call: Call[wire.ServerStarted, models.Nothing]) -> models.Noth
 
 
 async def offers(call: Call[models.Nothing, models.Nothing]) -> list[wire.Offer]:
-    return await call.broker.offers(call.caller.person())
+    return await call.broker.offers(call.caller.person(), call.caller.groups)
 
 
 async def leases(call: Call[models.Nothing, models.LeasesQuery]) -> models.LeasePage:

@@ -63,6 +63,7 @@ class OfferRow:
     rate: str
     free: str
     unavailable: str
+    reserved: str
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def offer_row(offer: wire.Offer) -> OfferRow:
         rate=text.rate(offer.rate_u_per_hour, offer.currency),
         free=f"{offer.free} of {offer.total}",
         unavailable=offer.unavailable or "",
+        reserved=offer.reserved_note or "",
     )
 
 

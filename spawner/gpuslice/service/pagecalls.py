@@ -18,7 +18,8 @@ async def home(call: Call[models.Nothing, models.HomeQuery]) -> Page:
     me = await call.broker.me(user, None, call.caller.groups)
     past, following = await call.broker.leases(user, False, HOME_PAGE_SIZE, call.query.before)
     platform = Platform.of(await call.broker.health())
-    return home_page(me, past, following, await call.broker.offers(user), platform)
+    offers = await call.broker.offers(user, call.caller.groups)
+    return home_page(me, past, following, offers, platform)
 
 
 async def lease_page(call: Call[models.Nothing, models.Nothing]) -> Page:

@@ -32,6 +32,12 @@ from gpuslice.broker.peopleviews import (
     SetParent,
 )
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
+from gpuslice.broker.reservationviews import (
+    AddReservation,
+    CancelReservation,
+    ChangeReservation,
+    ReservationView,
+)
 from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.quotas.views import ExplainRequest, Explanation, PolicyKind, PolicyView
@@ -78,6 +84,26 @@ class QueueDesk(Protocol):
     async def leave(
         self, request_id: str, user: str | None, actor: str, reason: str | None
     ) -> RequestView: ...
+
+
+class ReservationDesk(Protocol):
+    """Slices set aside for groups; all may raise Refused."""
+
+    async def all(
+        self, *, over: bool, limit: int, before: int | None
+    ) -> tuple[list[ReservationView], int | None]: ...
+
+    async def one(self, reservation_id: int) -> ReservationView: ...
+
+    async def add(self, body: AddReservation, actor: str) -> ReservationView: ...
+
+    async def change(
+        self, reservation_id: int, body: ChangeReservation, actor: str
+    ) -> ReservationView: ...
+
+    async def cancel(
+        self, reservation_id: int, body: CancelReservation, actor: str
+    ) -> ReservationView: ...
 
 
 class MoneyDesk(Protocol):
@@ -154,8 +180,11 @@ class Broker(Protocol):
     @property
     def people(self) -> PeopleDesk: ...
 
-    async def offers(self, user: str | None) -> list[wire.Offer]:
-        """Slice types as this user may take them; ``None``: as anybody."""
+    @property
+    def reservations(self) -> ReservationDesk: ...
+
+    async def offers(self, user: str | None, groups: Sequence[str] = ()) -> list[wire.Offer]:
+        """Slice types as this user of these groups may take them; ``None``: as anybody."""
 
     async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
         """The offers, and how many slices the user's limit leaves."""

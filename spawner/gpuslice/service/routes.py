@@ -14,6 +14,7 @@ from gpuslice.service import (
     peoplecalls,
     policycalls,
     queuecalls,
+    reservationcalls,
 )
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import Text
@@ -117,4 +118,5 @@ ROUTES: tuple[AnyRoute, ...] = (
     *queuecalls.ROUTES,
     *moneycalls.ROUTES,
     *peoplecalls.ROUTES,
+    *reservationcalls.ROUTES,
 )

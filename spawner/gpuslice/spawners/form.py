@@ -64,6 +64,7 @@ def _card(offer: Offer, default: str) -> dict[str, Any]:
         "available": f"{offer.free} of {offer.total} free"
         if free
         else (offer.unavailable or "none free now"),
+        "reserved": offer.reserved_note or "",
         "checked": free and offer.slice == default,
     }
 

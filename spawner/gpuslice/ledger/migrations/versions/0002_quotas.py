@@ -215,6 +215,7 @@ def _columns() -> None:
         ("hold", _number("gpu_us")),
         ("lease", sa.Column("gpu_milli", sa.Integer(), nullable=False, server_default="0")),
         ("lease", _maybe("group_id")),
+        ("lease", sa.Column("groups", sa.Text(), nullable=False, server_default="[]")),
         ("lease", sa.Column("hold_kind", sa.String(8), nullable=False, server_default="rolling")),
         ("lease", _maybe("declared_us")),
         ("lease", _maybe("session_us")),
