@@ -9,6 +9,7 @@ from gpuslice import wire
 from gpuslice.broker.moneyviews import (
     Correct,
     CreditView,
+    DigestView,
     EntryView,
     GiveCredit,
     GrantMore,
@@ -95,6 +96,10 @@ class MoneyDesk(Protocol):
     def export(
         self, whose: str | None, name: str | None, from_us: int, til_us: int
     ) -> AsyncIterator[Sequence[EntryView]]: ...
+
+    async def digests(
+        self, before: int | None, limit: int
+    ) -> tuple[list[DigestView], int | None]: ...
 
     async def usage(self, whose: str, name: str) -> Usage: ...
 
