@@ -22,7 +22,10 @@ from service_world import closed_port, end, wait_until
 
 from gpuslice import wire
 
-SECRETS = ("service_token", "broker_token", "node_token", "operator_token", "cookie_secret")
+SECRETS = (
+    "service_token", "broker_token", "node_token", "operator_token", "cookie_secret",
+    "ledger_signing_key",
+)  # fmt: skip
 
 
 class SlowHub:
@@ -289,6 +292,12 @@ def test_what_is_wrong_is_one_sentence(platform: Platform) -> None:
     assert str(token) in platform.fails()
     token.touch(mode=0o600)
     token.write_text(text)
+
+    key = platform.state / "secrets" / "ledger_signing_key"
+    text = key.read_text()
+    key.write_text("no hexadecimal, but longer than thirty-two".replace(" ", "-"))
+    assert f"{key}: must hold 32 bytes in hexadecimal" in platform.fails()
+    key.write_text(text)
 
     platform.config.write_text("[service]\nprot = 1\n")
     assert "service.prot" in platform.fails()
