@@ -142,9 +142,13 @@ def test_credit_is_given_used_and_shown(office: Office) -> None:
         "--priority", "3", "--reason", "term",
     ).stdout  # fmt: skip
     assert "group lab  12.345678  0.00  12.345678         3  2030-01-01 00:00:00+01:00" in given
-    (row,) = office.json("credit", "list", "--user", "ada")
+    (row,) = office.json("credit", "list", "--user", "ada")["credits"]
     assert (row["amount_u"], row["used_u"]) == (1_000_000, 1_000_000)
-    assert len(office.json("credit", "list")) == 2
+    newest = office.run("credit", "list", "--limit", "1").stdout
+    before = newest.rpartition("There is more: --before ")[2].strip()
+    rest = office.json("credit", "list", "--limit", "1", "--before", before)
+    assert "group lab" in newest
+    assert (rest["credits"], rest["next"]) == ([row], None)
     assert "None." in office.run("credit", "list", "--user", "nobody").stdout
     both = office.run("credit", "list", "--user", "a", "--group", "b", ok=False)
     assert "not both" in both.stderr

@@ -124,16 +124,21 @@ class MoneyDesk:
 
     # --- credit ------------------------------------------------------------------------------
 
-    async def credits(self, whose: str | None, name: str | None) -> list[CreditView]:
-        """Credit that was given, newest first; with a name only that account's."""
+    async def credits(
+        self, whose: str | None, name: str | None, before: int | None = None, limit: int = 1000
+    ) -> list[CreditView]:
+        """Credit that was given, newest first, before number ``before``; with a name only that
+        account's."""
 
         def work(session: Session) -> list[CreditView]:
             query = (
                 sa.select(CreditGrant, Account)
                 .join(Account, Account.id == CreditGrant.account_id)
                 .order_by(CreditGrant.id.desc())
-                .limit(1000)
+                .limit(limit)
             )
+            if before is not None:
+                query = query.where(CreditGrant.id < before)
             if whose is not None:
                 query = query.where(CreditGrant.account_id == _account(session, whose, name or ""))
             return [_credit(grant, account) for grant, account in session.execute(query)]

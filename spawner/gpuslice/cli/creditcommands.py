@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gpuslice.cli.options import CONFIG, JSON, REASON, STATE, account_options, whose
+from gpuslice.cli.options import CONFIG, JSON, REASON, STATE, account_options, page_options, whose
 from gpuslice.cli.text import (
     MOMENT,
     MONEY,
@@ -16,6 +16,7 @@ from gpuslice.cli.text import (
     moment_of,
     money,
     money_of,
+    more,
     plain,
     show,
     table,
@@ -40,17 +41,21 @@ def credit() -> None:
 
 @credit.command("list")
 @account_options
+@page_options(1000)
 @STATE
 @CONFIG
 @JSON
 def list_command(
-    user: str | None, group: str | None, state: Path, config: Path | None, as_json: bool
-) -> None:
+    user: str | None, group: str | None, limit: int, before: str | None, state: Path,
+    config: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Credit that was given, newest first."""
     from gpuslice.cli.operator import operator
 
-    found = operator(state, config).get("api/admin/credits", **whose(user, group))
-    show(found, table(found, _COLUMNS), as_json)
+    found = operator(state, config).get(
+        "api/admin/credits", limit=limit, before=before, **whose(user, group)
+    )
+    show(found, [*table(found["credits"], _COLUMNS), *more(found["next"])], as_json)
 
 
 @credit.command()

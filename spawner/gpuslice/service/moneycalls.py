@@ -45,10 +45,17 @@ class AccountQuery(Wire):
 
 
 class EntriesQuery(AccountQuery):
-    """One page of entries, newest first."""
+    """One page of entries or credit, newest first."""
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     before: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+
+
+class CreditPage(Wire):
+    """Credit, newest first. ``next`` is the ``before`` of the following page; null: no more."""
+
+    credits: list[CreditView]
+    next: int | None
 
 
 class ExportQuery(AccountQuery):
@@ -96,8 +103,11 @@ async def set_price(call: Call[SetPrice, _No]) -> PriceView:
     return await call.broker.money.set_price(call.body, call.caller.label)
 
 
-async def credits(call: Call[_No, AccountQuery]) -> list[CreditView]:
-    return await call.broker.money.credits(call.query.whose, call.query.name)
+async def credits(call: Call[_No, EntriesQuery]) -> CreditPage:
+    query, limit = call.query, call.query.limit
+    found = await call.broker.money.credits(query.whose, query.name, query.before, limit + 1)
+    following = found[limit - 1].credit_id if len(found) > limit else None
+    return CreditPage(credits=found[:limit], next=following)
 
 
 async def give_credit(call: Call[GiveCredit, _No]) -> CreditView:
@@ -180,7 +190,7 @@ def _routes() -> tuple[AnyRoute, ...]:
               PricePreview, "Which running leases a price would touch"),
         Route(post, "api/admin/prices", a.ADMIN, set_price, SetPrice, no, PriceView,
               "Announce a price; 409 in the past or before one that is announced", 201),
-        Route(get, "api/admin/credits", a.READ_ALL, credits, no, AccountQuery, list[CreditView],
+        Route(get, "api/admin/credits", a.READ_ALL, credits, no, EntriesQuery, CreditPage,
               "Credit that was given, newest first"),
         Route(post, "api/admin/credits", a.ADMIN, give_credit, GiveCredit, no, CreditView,
               "Give credit to a user or a group", 201),
