@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
 import secrets
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -24,8 +26,12 @@ from service_world import closed_port, end, wait_until
 
 from gpuslice import wire
 from gpuslice.cli.app import main
+from gpuslice.cli.ledger import problems
 
-SECRETS = ("service_token", "broker_token", "node_token", "operator_token", "cookie_secret")
+SECRETS = (
+    "service_token", "broker_token", "node_token", "operator_token", "cookie_secret",
+    "ledger_signing_key",
+)  # fmt: skip
 
 
 class SlowHub:
@@ -114,6 +120,11 @@ class Platform:
             return httpx.get(f"{self.url}api/health", trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
+
+    def digests(self) -> int:
+        """How many days the service has closed."""
+        with contextlib.closing(sqlite3.connect(self.state / "ledger.sqlite")) as ledger:
+            return int(ledger.execute("SELECT COUNT(*) FROM digest").fetchone()[0])
 
     def broker(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         headers = {"Authorization": f"token {self.broker_token}"}
@@ -274,6 +285,9 @@ def test_a_lease_through_the_real_parts(platform: Platform) -> None:
     assert platform.broker("POST", f"leases/{lease_id}/stop", json=body).status_code == 200
     ended = platform.broker("POST", f"leases/{lease_id}/settle", params={"wait_s": 30}).json()
     assert (ended["state"], ended["cost_u"]) == ("cancelled", 0)
+    # Housekeeping runs beside it, and has signed with the key that `init` makes.
+    wait_until(lambda: platform.digests() >= 1, platform.log("service"))
+    assert problems(platform.state, platform.config) == []
     drained = platform.broker("POST", "drain", json=body)
     assert drained.json() == {"live": 0}
     assert platform.broker("POST", "leases", json=request).status_code >= 400
@@ -329,6 +343,12 @@ def test_what_is_wrong_is_one_sentence(platform: Platform) -> None:
     assert str(token) in platform.fails()
     token.touch(mode=0o600)
     token.write_text(text)
+
+    key = platform.state / "secrets" / "ledger_signing_key"
+    text = key.read_text()
+    key.write_text("no hexadecimal, but longer than thirty-two".replace(" ", "-"))
+    assert f"{key}: must hold 32 bytes in hexadecimal" in platform.fails()
+    key.write_text(text)
 
     platform.config.write_text("[service]\nprot = 1\n")
     assert "service.prot" in platform.fails()

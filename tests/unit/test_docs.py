@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -151,6 +152,21 @@ def test_the_settings_reference_is_the_code_s() -> None:
     heading, rest = settings_reference().split("\n", 1)
     assert page.startswith(f"{heading}\n"), "make docs writes it anew"
     assert page.endswith(rest), "make docs writes it anew"
+
+
+def test_the_list_of_commands_is_the_code_s() -> None:
+    page = (DOCS / "administrators" / "commands.md").read_text()
+    rows = re.findall(r"(?m)^\| `(gpuslice [^`]+)` \|", page)
+    named = {re.sub(r" [\[{]?[A-Z{\[].*", "", row) for row in rows}
+    assert named == set(_names(gpuslice_command, "gpuslice")), "make docs writes it anew"
+
+
+def _names(command: click.Command, path: str) -> Iterator[str]:
+    if not isinstance(command, click.Group):
+        yield path
+        return
+    for name, under in command.commands.items():
+        yield from _names(under, f"{path} {name}")
 
 
 def test_settings_that_pages_name_exist() -> None:

@@ -53,7 +53,7 @@ def test_who_must_not_have_what() -> None:
     assert holders["node_token"] == {"service", "node"}
     assert holders["database_password"] == {"service", "postgres"}
     assert holders["proxy_token"] == {"hub", "proxy"}
-    assert holders["cookie_secret"] == {"service"}
+    assert holders["cookie_secret"] == holders["ledger_signing_key"] == {"service"}
     assert holders["hub_cookie_secret"] == holders["admin_password"] == {"hub"}
     assert "node" not in holders["broker_token"] | holders["service_token"]
 

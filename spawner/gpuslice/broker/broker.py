@@ -26,6 +26,7 @@ from gpuslice.broker import (
     watch,
 )
 from gpuslice.broker.core import Core, Hub
+from gpuslice.broker.housekeeping import EVERY_S, Housekeeping
 from gpuslice.broker.moneydesk import MoneyDesk
 from gpuslice.broker.peopledesk import LOOK_EVERY_S, PeopleDesk
 from gpuslice.broker.policydesk import PolicyDesk
@@ -36,6 +37,7 @@ from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
 from gpuslice.ledger import migrate
 from gpuslice.ledger.database import Database, LedgerError
+from gpuslice.ledger.digest import Signer
 from gpuslice.ledger.prices import follow_settings
 from gpuslice.ledger.tables import Claim, Lease
 from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
@@ -57,9 +59,10 @@ class Broker:
 
     def __init__(
         self, settings: Settings, database: Database, node: NodeClient, hub: Hub | None = None,
-        clock: Callable[[], int] = now_us,
+        clock: Callable[[], int] = now_us, signer: Signer | None = None,
     ) -> None:  # fmt: skip
         self.core = Core(settings, database, clock)
+        self.housekeeping = Housekeeping(self.core, signer)
         self.policies = PolicyDesk(self.core, self._rules, self._policies_changed)
         self.money = MoneyDesk(self.core)
         self.queue = QueueDesk(self.core, self._rules, hub)
@@ -89,15 +92,19 @@ class Broker:
 
     @classmethod
     def create(
-        cls, settings: Settings, database_url: str, node_state_dir: Path, hub: Hub | None = None
-    ) -> Broker:
+        cls, settings: Settings, database_url: str, node_state_dir: Path, hub: Hub | None,
+        signer: Signer,
+    ) -> Broker:  # fmt: skip
         """A broker on the ledger at ``database_url`` and the node of ``node_state_dir``.
+
+        Args:
+            signer: Signs the daily digests.
 
         Raises:
             LedgerError: the URL names no database that the ledger runs on.
         """
         node = NodeClient(node_state_dir, timeout_s=settings.timing.node_timeout_s)
-        return cls(settings, Database(database_url), node, hub)
+        return cls(settings, Database(database_url), node, hub, signer=signer)
 
     def _billing_rules(self, zones: frozenset[str]) -> lifecycle.BillingRules:
         """How time is billed while policies name these time zones."""
@@ -147,6 +154,7 @@ class Broker:
             group.create_task(self._every(self.reconcile, "list"))
             group.create_task(self._every(self._sync_inventory, "inventory"))
             group.create_task(self._follow_people())
+            group.create_task(self._every(self.housekeeping.round, "housekeeping", EVERY_S))
 
     async def _follow_people(self) -> None:
         """The hub's users, now and then; not at once, while the hub may be starting too."""
@@ -169,8 +177,8 @@ class Broker:
                 log.error("event=ledger-unavailable message=%r", str(error))
             except Exception:
                 self.errors.count("internal")
-                log.exception("event=reconcile-failed")
-            await asyncio.sleep(pause_s or self._settings.timing.reconcile_s)
+                log.exception("event=work-failed work=%s", source)
+            await asyncio.sleep(self._settings.timing.reconcile_s if pause_s is None else pause_s)
 
     async def close(self) -> None:
         """Finish what was begun and close the database."""

@@ -15,6 +15,7 @@ from gpuslice.broker.moneyviews import (
     Correct,
     CreditView,
     Day,
+    DigestView,
     EntryView,
     GiveCredit,
     GrantMore,
@@ -32,6 +33,7 @@ from gpuslice.ledger.tables import (
     Allowance,
     Audit,
     CreditGrant,
+    Digest,
     Entry,
     Lease,
     Price,
@@ -122,16 +124,21 @@ class MoneyDesk:
 
     # --- credit ------------------------------------------------------------------------------
 
-    async def credits(self, whose: str | None, name: str | None) -> list[CreditView]:
-        """Credit that was given, newest first; with a name only that account's."""
+    async def credits(
+        self, whose: str | None, name: str | None, before: int | None = None, limit: int = 1000
+    ) -> list[CreditView]:
+        """Credit that was given, newest first, before number ``before``; with a name only that
+        account's."""
 
         def work(session: Session) -> list[CreditView]:
             query = (
                 sa.select(CreditGrant, Account)
                 .join(Account, Account.id == CreditGrant.account_id)
                 .order_by(CreditGrant.id.desc())
-                .limit(1000)
+                .limit(limit)
             )
+            if before is not None:
+                query = query.where(CreditGrant.id < before)
             if whose is not None:
                 query = query.where(CreditGrant.account_id == _account(session, whose, name or ""))
             return [_credit(grant, account) for grant, account in session.execute(query)]
@@ -273,6 +280,19 @@ class MoneyDesk:
             yield chunk
             last = chunk[-1].entry_id
 
+    async def digests(self, before: int | None, limit: int) -> tuple[list[DigestView], int | None]:
+        """The signed digests, newest first, and the cursor of the next page."""
+
+        def work(session: Session) -> tuple[list[DigestView], int | None]:
+            query = sa.select(Digest).order_by(Digest.number.desc()).limit(limit + 1)
+            if before is not None:
+                query = query.where(Digest.number < before)
+            found = [_digest(row) for row in session.scalars(query)]
+            following = found[limit - 1].number if len(found) > limit else None
+            return found[:limit], following
+
+        return await self._core.serve_read(work)
+
     async def usage(self, whose: str, name: str) -> Usage:
         """What an account has used, day by day lately, and what it holds."""
         zone = zone_of(self._core.settings.timezone)
@@ -406,6 +426,14 @@ def _entry(
         from_us=segment.from_us if segment is not None else None,
         til_us=segment.til_us if segment is not None else None, credit_id=entry.grant_id,
         corrects=entry.corrects_id, actor=entry.actor, memo=entry.memo,
+    )  # fmt: skip
+
+
+def _digest(row: Digest) -> DigestView:
+    return DigestView(
+        number=row.number, day=row.day, first_entry=row.first_entry, last_entry=row.last_entry,
+        entries=row.entries, sha256=row.sha256, previous=row.previous, key_id=row.key_id,
+        signature=row.signature, created_us=row.created_us,
     )  # fmt: skip
 
 

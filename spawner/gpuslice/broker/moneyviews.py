@@ -114,6 +114,26 @@ class EntryView(Wire):
     memo: str
 
 
+class DigestView(Wire):
+    """What was written until the end of a day, as one signed hash.
+
+    It covers the entries from ``first_entry`` to ``last_entry``; ``previous`` is the hash of the
+    digest before it. With the public key and these fields anybody can check the signature.
+    """
+
+    number: int
+    #: ISO date, UTC.
+    day: str
+    first_entry: int | None
+    last_entry: int | None
+    entries: int
+    sha256: str
+    previous: str
+    key_id: str
+    signature: str
+    created_us: Micros
+
+
 class Day(Wire):
     """One day of use: from local midnight to local midnight."""
 

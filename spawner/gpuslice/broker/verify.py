@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.broker.snapshot import HOST, to_claim, to_device, to_host
-from gpuslice.ledger import migrate
+from gpuslice.ledger import closing, migrate
 from gpuslice.ledger.database import Database, LedgerError
+from gpuslice.ledger.digest import VerifyKey
 from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease
 from gpuslice.ledger.verify import verify as verify_ledger
 from gpuslice.placement import host_overlaps, overlaps
@@ -68,8 +69,8 @@ def _too_much(row: Device, rows: list[Device], held: list[Claim]) -> list[str]:
     return overlaps(to_device(row, rows if now else (), ()), planned)
 
 
-def cli_verify(database_url: str) -> list[str]:
-    """Verify the ledger at a URL.
+def cli_verify(database_url: str, keys: Sequence[VerifyKey] = ()) -> list[str]:
+    """Verify the ledger at a URL, and that it is what its digests say; see `closing.check`.
 
     Raises:
         LedgerError: it cannot be read, or is of another version of gpuslice.
@@ -83,6 +84,6 @@ def cli_verify(database_url: str) -> list[str]:
             raise LedgerError(
                 f"{database.name} is at revision {at}, this gpuslice needs {migrate.head()}"
             )
-        return database.read(verify)
+        return database.read(lambda session: [*verify(session), *closing.check(session, keys)])
     finally:
         database.close()

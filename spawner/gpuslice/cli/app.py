@@ -10,10 +10,17 @@ from typing import Literal
 
 import click
 
+from gpuslice.cli.creditcommands import credit
+from gpuslice.cli.entrycommands import entry
+from gpuslice.cli.leasecommands import lease
+from gpuslice.cli.ledgercommands import ledger
 from gpuslice.cli.options import CONFIG, STATE
 from gpuslice.cli.peoplecommands import group, user
+from gpuslice.cli.pricecommands import price
+from gpuslice.cli.queuecommands import queue
 from gpuslice.cli.quotacommands import quota
 from gpuslice.cli.reservecommands import reserve
+from gpuslice.cli.usagecommands import usage
 
 
 class _Clean(click.Group):
@@ -251,27 +258,13 @@ main.add_command(quota)
 main.add_command(user)
 main.add_command(group)
 main.add_command(reserve)
-
-
-@main.group()
-def ledger() -> None:
-    """Look into the ledger."""
-
-
-@ledger.command()
-@STATE
-@CONFIG
-def verify(state: Path, config: Path | None) -> None:
-    """Check the books: segments, entries, claims, projections. Exit code 1 if anything differs."""
-    from gpuslice.cli.ledger import problems
-
-    found = problems(state.absolute(), config)
-    for problem in found:
-        click.echo(problem)
-    if found:
-        click.echo(f"{len(found)} difference{'s' if len(found) > 1 else ''}.", err=True)
-        sys.exit(1)
-    click.echo("The ledger is in order.")
+main.add_command(price)
+main.add_command(credit)
+main.add_command(lease)
+main.add_command(entry)
+main.add_command(queue)
+main.add_command(usage)
+main.add_command(ledger)
 
 
 def _become(module: str, arguments: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ HANDED_OUT: Mapping[str, tuple[str, ...]] = {
         "broker_token",
         "node_token",
         "operator_token",
+        "ledger_signing_key",
         "cookie_secret",
         "database_password",
     ),

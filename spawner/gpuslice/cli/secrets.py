@@ -32,6 +32,8 @@ SECRETS: Mapping[str, Callable[[], str]] = {
     "node_token": make_token,
     # administrators on this machine (gpuslice quota …) → service
     "operator_token": make_token,
+    # signs the ledger's daily digests
+    "ledger_signing_key": make_token,
     # hub → proxy
     "proxy_token": make_token,
     # cookies of service and hub

@@ -497,11 +497,16 @@ class IdempotencyKey(Base, kw_only=True):
 
 
 class Digest(Base, kw_only=True):
-    """One day's entries and segments as one signed hash, chained to the day before."""
+    """What was written until the end of a day as one signed hash, chained to the one before.
+
+    It covers every entry after the last one of the digest before it, up to ``last_entry``.
+    """
 
     __tablename__ = "digest"
-    #: ISO date, UTC.
-    day: Mapped[str] = mapped_column(sa.String(10), primary_key=True)
+    #: 1, 2, 3 …
+    number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=False)
+    #: ISO date, UTC. A clock that was wrong may give two digests the same day.
+    day: Mapped[str] = mapped_column(sa.String(10))
     first_entry: Mapped[int | None] = mapped_column(Big)
     last_entry: Mapped[int | None] = mapped_column(Big)
     entries: Mapped[int] = mapped_column(Big)

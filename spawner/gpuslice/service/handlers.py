@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
@@ -280,6 +281,15 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
                 await self.flush()
         except StreamClosedError:
             return  # whoever asked has gone
+        except Exception as error:
+            if not self._headers_written and isinstance(error, Refused):
+                self.refuse(error)
+                return
+            # tornado would end the answer as if it were whole: what is cut off has to look so.
+            connection = self.request.connection
+            assert isinstance(connection, HTTP1Connection)
+            connection.close()
+            raise
         self.finish()
 
 

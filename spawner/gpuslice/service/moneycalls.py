@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from gpuslice.broker.moneyviews import (
     Correct,
     CreditView,
+    DigestView,
     EntryView,
     GiveCredit,
     GrantMore,
@@ -44,10 +45,17 @@ class AccountQuery(Wire):
 
 
 class EntriesQuery(AccountQuery):
-    """One page of entries, newest first."""
+    """One page of entries or credit, newest first."""
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     before: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+
+
+class CreditPage(Wire):
+    """Credit, newest first. ``next`` is the ``before`` of the following page; null: no more."""
+
+    credits: list[CreditView]
+    next: int | None
 
 
 class ExportQuery(AccountQuery):
@@ -65,7 +73,25 @@ class EntryPage(Wire):
     next: int | None
 
 
+class DigestsQuery(Wire):
+    """One page of digests, newest first."""
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    before: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+
+
+class DigestPage(Wire):
+    """Digests, newest first. ``next`` is the ``before`` of the following page; null: no more."""
+
+    digests: list[DigestView]
+    next: int | None
+
+
 async def prices(call: Call[_No, _No]) -> list[PriceView]:
+    return await call.broker.money.prices()
+
+
+async def all_prices(call: Call[_No, _No]) -> list[PriceView]:
     return await call.broker.money.prices()
 
 
@@ -77,8 +103,11 @@ async def set_price(call: Call[SetPrice, _No]) -> PriceView:
     return await call.broker.money.set_price(call.body, call.caller.label)
 
 
-async def credits(call: Call[_No, AccountQuery]) -> list[CreditView]:
-    return await call.broker.money.credits(call.query.whose, call.query.name)
+async def credits(call: Call[_No, EntriesQuery]) -> CreditPage:
+    query, limit = call.query, call.query.limit
+    found = await call.broker.money.credits(query.whose, query.name, query.before, limit + 1)
+    following = found[limit - 1].credit_id if len(found) > limit else None
+    return CreditPage(credits=found[:limit], next=following)
 
 
 async def give_credit(call: Call[GiveCredit, _No]) -> CreditView:
@@ -134,6 +163,11 @@ def _export(call: Call[_No, ExportQuery], whose: str | None, name: str | None) -
     return Stream(pieces, kind, f"entries.{query.form}")
 
 
+async def digests(call: Call[_No, DigestsQuery]) -> DigestPage:
+    found, following = await call.broker.money.digests(call.query.before, call.query.limit)
+    return DigestPage(digests=found, next=following)
+
+
 async def usage_of(call: Call[_No, AccountQuery]) -> Usage:
     query = call.query
     return await call.broker.money.usage(query.whose or "user", query.name or "")
@@ -150,11 +184,13 @@ def _routes() -> tuple[AnyRoute, ...]:
     return (
         Route(get, "api/prices", a.USER, prices, no, no, list[PriceView],
               "Every price there was, is, or is announced"),
+        Route(get, "api/admin/prices", a.READ_ALL, all_prices, no, no, list[PriceView],
+              "The same for administrators, and for services"),
         Route(post, "api/admin/prices/preview", a.READ_ALL, preview_price, SetPrice, no,
               PricePreview, "Which running leases a price would touch"),
         Route(post, "api/admin/prices", a.ADMIN, set_price, SetPrice, no, PriceView,
               "Announce a price; 409 in the past or before one that is announced", 201),
-        Route(get, "api/admin/credits", a.READ_ALL, credits, no, AccountQuery, list[CreditView],
+        Route(get, "api/admin/credits", a.READ_ALL, credits, no, EntriesQuery, CreditPage,
               "Credit that was given, newest first"),
         Route(post, "api/admin/credits", a.ADMIN, give_credit, GiveCredit, no, CreditView,
               "Give credit to a user or a group", 201),
@@ -168,6 +204,8 @@ def _routes() -> tuple[AnyRoute, ...]:
               "The ledger's rows, newest first"),
         Route(get, "api/admin/entries/export", a.READ_ALL, export_entries, no, ExportQuery, Stream,
               "The ledger's rows as CSV or JSON, streamed, oldest first"),
+        Route(get, "api/admin/digests", a.READ_ALL, digests, no, DigestsQuery, DigestPage,
+              "The signed digests of the days, newest first"),
         Route(get, "api/admin/usage", a.READ_ALL, usage_of, no, AccountQuery, Usage,
               "What an account has used, by day, and what it holds"),
         Route(get, "api/entries", a.OWN_ALL, my_entries, no, EntriesQuery, EntryPage,

@@ -9,6 +9,7 @@ from gpuslice import wire
 from gpuslice.broker.moneyviews import (
     Correct,
     CreditView,
+    DigestView,
     EntryView,
     GiveCredit,
     GrantMore,
@@ -115,7 +116,9 @@ class MoneyDesk(Protocol):
 
     async def set_price(self, body: SetPrice, actor: str) -> PriceView: ...
 
-    async def credits(self, whose: str | None, name: str | None) -> list[CreditView]: ...
+    async def credits(
+        self, whose: str | None, name: str | None, before: int | None = None, limit: int = 1000
+    ) -> list[CreditView]: ...
 
     async def give_credit(self, body: GiveCredit, actor: str) -> CreditView: ...
 
@@ -134,6 +137,10 @@ class MoneyDesk(Protocol):
     def export(
         self, whose: str | None, name: str | None, from_us: int, til_us: int
     ) -> AsyncIterator[Sequence[EntryView]]: ...
+
+    async def digests(
+        self, before: int | None, limit: int
+    ) -> tuple[list[DigestView], int | None]: ...
 
     async def usage(self, whose: str, name: str) -> Usage: ...
 

@@ -18,6 +18,7 @@ from tornado.netutil import bind_sockets
 
 from gpuslice.broker import Broker
 from gpuslice.ledger.database import LedgerError
+from gpuslice.ledger.digest import KeyFormError, Signer
 from gpuslice.service.app import make_app
 from gpuslice.service.config import SERVICE_NAME, ServiceConfig
 from gpuslice.service.databaseurl import database_url
@@ -53,6 +54,18 @@ class Place:
 
     def secret(self, name: str) -> str:
         return read_secret(self.state / "secrets" / name)
+
+    def signer(self) -> Signer:
+        """The key of the ledger's digests.
+
+        Raises:
+            SecretFileError: it is missing, not private, or no key.
+        """
+        name = "ledger_signing_key"
+        try:
+            return Signer(self.secret(name))
+        except KeyFormError as error:
+            raise SecretFileError(f"{self.state / 'secrets' / name}: {error}") from None
 
 
 def build_config(
@@ -92,6 +105,7 @@ async def serve(settings: Settings, place: Place, config: ServiceConfig) -> None
     """
     address = (settings.service.host, settings.service.port)
     ledger = database_url(settings, place.state)
+    signer = place.signer()
     try:
         # First, so that a second service stops here, before it touches the ledger.
         sockets = bind_sockets(address[1], address[0])
@@ -101,7 +115,7 @@ async def serve(settings: Settings, place: Place, config: ServiceConfig) -> None
             "change service.port, or end what uses it"
         ) from None
     hub = HubClient(config.hub_api_url, config.service_token)
-    broker = Broker.create(settings, ledger, place.node, hub)
+    broker = Broker.create(settings, ledger, place.node, hub, signer)
     try:
         await broker.start()
         app = make_app(broker, config)

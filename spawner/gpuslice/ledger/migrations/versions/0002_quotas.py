@@ -38,6 +38,7 @@ def upgrade() -> None:
 def _tables() -> None:
     op.create_table(
         "digest",
+        sa.Column("number", BIG_ID, autoincrement=False, nullable=False),
         sa.Column("day", sa.String(length=10), nullable=False),
         sa.Column("first_entry", sa.BigInteger(), nullable=True),
         sa.Column("last_entry", sa.BigInteger(), nullable=True),
@@ -47,7 +48,7 @@ def _tables() -> None:
         sa.Column("key_id", sa.String(length=64), nullable=False),
         sa.Column("signature", sa.String(length=200), nullable=False),
         sa.Column("created_us", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("day", name=op.f("pk_digest")),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_digest")),
     )
     op.create_table(
         "idempotency_key",
