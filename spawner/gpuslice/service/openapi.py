@@ -130,6 +130,11 @@ class _Schemas:
             for route in routes
             if route.is_json
         ]
+        inputs += [
+            ((route.name, "answer"), "serialization", TypeAdapter(list[route.rows]))  # type: ignore[name-defined]
+            for route in routes
+            if route.rows is not None
+        ]
         inputs.append((("", "refusal"), "serialization", TypeAdapter(Refusal)))
         refs, rest = TypeAdapter.json_schemas(inputs, ref_template=_REF)
         self._refs = {key: schema for (key, _), schema in refs.items()}
@@ -143,9 +148,14 @@ def _operation(route: AnyRoute, schemas: _Schemas, config: ServiceConfig) -> dic
     answer: dict[str, Any] = {"description": "Done"}
     if route.is_json:
         answer["content"] = {"application/json": {"schema": schemas.of(route.name, "answer")}}
+    elif route.answer is Stream:
+        answer["content"] = {
+            "text/csv": {"schema": {"type": "string"}},
+            "application/json": {"schema": schemas.of(route.name, "answer")},
+        }
+        answer["headers"] = {"Content-Disposition": {"schema": {"type": "string"}}}
     else:
-        kinds = ["application/json", "text/csv"] if route.answer is Stream else ["text/plain"]
-        answer["content"] = {kind: {"schema": {"type": "string"}} for kind in kinds}
+        answer["content"] = {"text/plain": {"schema": {"type": "string"}}}
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from gpuslice.service import models
 from gpuslice.service.auth import Access
@@ -42,6 +42,8 @@ class Route(Generic[B, Q, R]):
     status: int = 200
     #: False: it only looks, whatever its method; a question may be too long for a URL.
     changes: bool = True
+    #: What each row of a `Stream` is.
+    rows: type[BaseModel] | None = None
 
     @property
     def name(self) -> str:
