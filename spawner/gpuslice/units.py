@@ -33,6 +33,10 @@ _MEMORY_UNITS = {
 }  # fmt: skip
 
 
+#: The last moment that a calendar knows in every time zone: two days before the year 10000.
+MAX_TIME_US = (253_402_300_800 - 2 * 86_400) * SECOND_US
+
+
 class UnitError(ValueError):
     """Text that is no money, memory or time; the message says what was wrong with it."""
 

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gpuslice.units import MAX_TIME_US
+
 
 class Wire(BaseModel):
     """Base of all messages: immutable, strict about unknown fields, no NaN."""
@@ -83,6 +85,8 @@ UserName = Annotated[str, Field(min_length=1, max_length=255)]
 #: JupyterHub's server names; the default server's is empty.
 ServerName = Annotated[str, Field(max_length=255)]
 Micros = Annotated[int, Field(ge=0, le=1 << 62)]
+#: A moment that somebody names: one that a calendar knows.
+Moment = Annotated[int, Field(ge=0, le=MAX_TIME_US)]
 Money = Annotated[int, Field(ge=0, le=1 << 62)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 62)]
 Reason = Annotated[str, Field(min_length=1, max_length=500)]

@@ -97,7 +97,7 @@ def test_credit_is_given_with_a_reason_and_used(world: World) -> None:
     given = GiveCredit(whose="user", name="ada", amount_u=1_000_000, reason="start")
     world.do(desk(world).give_credit(given, "root"))
     ended(world, "ada", HOUR_US)
-    (view,) = world.do(desk(world).credits("user", "ada"))
+    (view,), _ = world.do(desk(world).credits("user", "ada", None, 10))
     assert (view.used_u, view.amount_u) == (875_001, 1_000_000)
     usage = world.do(desk(world).usage("user", "ada"))
     assert (usage.spent_u, usage.credit_u, usage.active) == (875_001, 124_999, 0)
@@ -156,7 +156,7 @@ def test_a_refund_goes_back_where_it_came_from_and_counts(world: World) -> None:
     back = world.do(desk(world).refund_lease(lease_id, RefundLease(reason="sick GPU"), "root"))
     assert sum(entry.amount_u for entry in back) == world.view(lease_id).cost_u
     assert {entry.kind for entry in back} == {"refund"}
-    (view,) = world.do(desk(world).credits("user", "ada"))
+    (view,), _ = world.do(desk(world).credits("user", "ada", None, 10))
     assert view.used_u == 0
     # What went back is there again, for the group too.
     usage = world.do(desk(world).usage("group", "lab"))

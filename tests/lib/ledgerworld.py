@@ -163,7 +163,7 @@ class World:
         was_up, self.node.up = self.node.up, True
         # The fake has the call signatures of NodeClient, not its type.
         self.broker = Broker(self.settings, self.database, self.node, self.hub, self.clock)  # type: ignore[arg-type]
-        self.loop.run_until_complete(self.broker.start())
+        self.do(self.broker.start())
         self.node.up = was_up
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""A broker in memory that implements ``gpuslice.service.ports.Broker``, and makers of messages."""
+"""A broker in memory with what the tests need of `gpuslice.service.ports`, makers of messages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuslice import wire
+from gpuslice.broker.queuedesk import JoinFor, RequestView
+from gpuslice.broker.stats import Counts, Snapshot, Waits
 from gpuslice.errors import Refused
-from gpuslice.service.ports import Broker
+from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.units import GIB, HOUR_US, now_us
 
 LIVE = frozenset(
@@ -86,10 +88,75 @@ def make_limit(**changes: Any) -> wire.LimitView:
     return wire.LimitView(**(fields | changes))
 
 
-class StubBroker:
-    """Leases in a dictionary. ``calls`` records what changed something, in order."""
+def make_request(user: str, **changes: Any) -> RequestView:
+    fields: dict[str, Any] = {
+        "request_id": uuid.uuid4().hex,
+        "user": user,
+        "server": "",
+        "slice": "quarter",
+        "auto_start": False,
+        "state": "waiting",
+        "position": 1,
+        "waiting": 1,
+        "start_by_us": None,
+        "expected_us": None,
+        "offer_til_us": None,
+        "lease_id": None,
+        "reason": None,
+        "created_us": now_us(),
+        "version": 1,
+    }
+    return RequestView(**(fields | changes))
+
+
+class StubCore:
+    """Answers by key. ``done_before`` of the real one looks into the ledger."""
 
     def __init__(self) -> None:
+        self.done: dict[tuple[str, str], Done] = {}
+
+    async def done_before(self, caller: str, key: str) -> Done | None:
+        return self.done.get((caller, key))
+
+    async def keep_answer(self, claim: Claim, status: int, text: str) -> None:
+        self.done[claim.caller, claim.key] = Done(claim.fingerprint, status, text)
+
+
+class StubQueue:
+    """Requests in a list."""
+
+    def __init__(self) -> None:
+        self.requests: list[RequestView] = []
+
+    async def join(self, body: JoinFor) -> RequestView:
+        self.requests.append(make_request(body.user, slice=body.slice, server=body.server))
+        return self.requests[-1]
+
+    async def mine(self, user: str) -> list[RequestView]:
+        return [one for one in self.requests if one.user == user]
+
+    async def page(
+        self, user: str, live: bool | None, limit: int, before: str | None
+    ) -> tuple[list[RequestView], str | None]:
+        return (await self.mine(user))[:limit], None
+
+    async def all(self) -> list[RequestView]:
+        return self.requests
+
+
+class StubBroker:
+    """Leases in a dictionary. ``calls`` records what changed something, in order.
+
+    It is there for faults and for pages. What policies and money do is tested on the real broker
+    (`serviceledger`), so their desks are none here.
+    """
+
+    policies = None
+    money = None
+
+    def __init__(self) -> None:
+        self.core = StubCore()
+        self.queue = StubQueue()
         self.views: dict[str, wire.LeaseView] = {}
         self.attempts: dict[str, wire.LeaseGrant] = {}
         self.calls: list[tuple[Any, ...]] = []
@@ -245,20 +312,17 @@ class StubBroker:
     async def health(self) -> Mapping[str, object]:
         return {"database_ok": self.database_ok, "node_ok": True} | self.health_details
 
-    async def metrics_snapshot(self) -> Mapping[str, object]:
-        return {
-            "leases": {("running", "shared"): 2},
-            "devices": {"ok": 1},
-            "reconcile_age_s": None,
-            "node_reachable": True,
-            "errors": {"node": 0, "hub": 3},
-        }
+    async def metrics_snapshot(self) -> Snapshot:
+        counts = Counts(
+            slice_types=("quarter", "other"), leases={("running", "shared", "quarter"): 2},
+            devices={"ok": 1}, waiting=Waits(), offers={}, totals={},
+        )  # fmt: skip
+        return Snapshot(
+            ledger=counts, reconcile_age_s=None, node_reachable=True, errors={"node": 0, "hub": 3}
+        )
 
     def _known(self, lease_id: str) -> wire.LeaseView:
         view = self.views.get(lease_id)
         if view is None:
             raise Refused("no-such-lease", "There is no such lease.", status=404)
         return view
-
-
-_CONFORMS: type[Broker] = StubBroker

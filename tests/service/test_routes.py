@@ -28,6 +28,7 @@ BODIES = {
     "set_limit": {"scope": "default", "value": 3, "version": 1, "reason": "more users"},
     "admin_set_limit": {"scope": "default", "value": "3", "version": "1", "reason": "more users"},
     "admin_stop": {"reason": "needed elsewhere"},
+    "join_for": {"user": "alice", "slice": "quarter"},
 }
 EVERYTHING = [
     "custom:gpuslice:admin",
@@ -43,12 +44,12 @@ EVERYTHING = [
 def call(
     service: ServiceThread, route: AnyRoute, token: str | None, lease_id: str = "0" * 32
 ) -> httpx.Response:
-    path = route.path.replace("{lease_id}", lease_id)
+    words = {"lease_id": lease_id, "request_id": "0" * 32, "name": "alice", "number": 1}
     query = {"user": "alice"} if route.name == "current" else {}
     body = BODIES.get(route.name, {}) if route.has_body else None
     return httpx.request(
         route.method,
-        f"{service.url}{path}",
+        f"{service.url}{route.path.format_map(words)}",
         params=query,
         json=None if route.is_form else body,
         data=body if route.is_form else None,
@@ -441,6 +442,7 @@ def test_metrics_have_every_label_and_no_user(lonely: ServiceThread) -> None:
     text = person(lonely, "a" * 32, "GET", "metrics").text
     assert 'gpuslice_lease_hold_leases{kind="shared",state="running"} 2.0' in text
     assert 'gpuslice_lease_hold_leases{kind="mig",state="granted"} 0.0' in text
+    assert 'gpuslice_slice_hold_leases{slice="quarter",state="running"} 2.0' in text
     assert 'gpuslice_device_list_devices{state="quarantined"} 0.0' in text
     assert "gpuslice_node_reconcile_age_seconds NaN" in text
     assert "gpuslice_node_reach_success 1.0" in text

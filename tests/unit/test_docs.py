@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from gpuslice.broker.stats import Counts, Snapshot, Waits
 from gpuslice.cli.app import main as gpuslice_command
 from gpuslice.ledger.tables import Base
 from gpuslice.service.auth import (
@@ -217,10 +218,12 @@ def test_the_test_folders_are_those_there_are() -> None:
 
 
 def test_the_metrics_are_the_service_s() -> None:
-    snapshot = {
-        "leases": {}, "devices": {}, "reconcile_age_s": None, "node_reachable": True,
-        "errors": {"node": 0},
-    }  # fmt: skip
+    counts = Counts(
+        slice_types=("quarter",), leases={}, devices={}, waiting=Waits(), offers={}, totals={}
+    )
+    snapshot = Snapshot(
+        ledger=counts, reconcile_age_s=None, node_reachable=True, errors={"node": 0}
+    )
     text, _ = Metrics([route.name for route in ROUTES]).exposition(snapshot)
     made = set(re.findall(r"(?m)^# TYPE (\w+)", text.decode()))
     made = {name for name in made if not name.endswith("_created")}

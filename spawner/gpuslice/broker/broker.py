@@ -625,13 +625,24 @@ class Broker:
             None if self._reconciled_us is None else (self.core.now() - self._reconciled_us) / 1e6
         )
 
-    async def metrics_snapshot(self) -> dict[str, object]:
-        """Numbers for Prometheus: every label value is present from the start."""
-        found = await self._serve(self._db.aread(stats.snapshot))
-        return found | {
-            "reconcile_age_s": self._age_s(),
-            "node_reachable": not self._closed and self._inventory is not None,
-            "errors": self.errors.counts(),
+    async def metrics_snapshot(self) -> stats.Snapshot:
+        """Numbers for Prometheus."""
+        names = self._slice_names()
+        found = await self._serve(
+            self._db.aread(lambda session: stats.look(session, names, self.core.now()))
+        )
+        return stats.Snapshot(
+            ledger=found, reconcile_age_s=self._age_s(),
+            node_reachable=not self._closed and self._inventory is not None,
+            errors=self.errors.counts(),
+        )  # fmt: skip
+
+    def _slice_names(self) -> set[str]:
+        """Every slice type that is configured, offered now or not."""
+        return {
+            *(one.name for one in self._settings.slice),
+            *(one.name for one in self._catalogue.types),
+            *(one.name for one in self._catalogue.not_offered),
         }
 
 

@@ -125,23 +125,25 @@ class MoneyDesk:
     # --- credit ------------------------------------------------------------------------------
 
     async def credits(
-        self, whose: str | None, name: str | None, before: int | None = None, limit: int = 1000
-    ) -> list[CreditView]:
-        """Credit that was given, newest first, before number ``before``; with a name only that
-        account's."""
+        self, whose: str | None, name: str | None, before: int | None, limit: int
+    ) -> tuple[list[CreditView], int | None]:
+        """Credit that was given, newest first, and the cursor of the next page; with a name only
+        that account's."""
 
-        def work(session: Session) -> list[CreditView]:
+        def work(session: Session) -> tuple[list[CreditView], int | None]:
             query = (
                 sa.select(CreditGrant, Account)
                 .join(Account, Account.id == CreditGrant.account_id)
                 .order_by(CreditGrant.id.desc())
-                .limit(limit)
+                .limit(limit + 1)
             )
-            if before is not None:
-                query = query.where(CreditGrant.id < before)
             if whose is not None:
                 query = query.where(CreditGrant.account_id == _account(session, whose, name or ""))
-            return [_credit(grant, account) for grant, account in session.execute(query)]
+            if before is not None:
+                query = query.where(CreditGrant.id < before)
+            found = [_credit(grant, account) for grant, account in session.execute(query)]
+            following = found[limit - 1].credit_id if len(found) > limit else None
+            return found[:limit], following
 
         return await self._core.serve_read(work)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gpuslice.units import MAX_MONEY_U
-from gpuslice.wire import LeaseId, Micros, Money, Reason, SliceName, UserName, Wire
+from gpuslice.wire import LeaseId, Micros, Moment, Money, Reason, SliceName, UserName, Wire
 
 Amount = Annotated[int, Field(gt=0, le=MAX_MONEY_U)]
 PriceList = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -32,7 +32,7 @@ class SetPrice(Wire):
     price_list: PriceList = "default"
     slice: SliceName
     rate_u_per_hour: Annotated[int, Field(ge=0, le=MAX_MONEY_U)]
-    from_us: Micros | None = None
+    from_us: Moment | None = None
     reason: Reason
 
 
@@ -50,7 +50,7 @@ class GiveCredit(Wire):
     name: UserName
     amount_u: Amount
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    expires_us: Micros | None = None
+    expires_us: Moment | None = None
     reason: Reason
 
 
@@ -74,7 +74,7 @@ class GrantMore(Wire):
     needed it is given to its user.
     """
 
-    until_us: Micros | None = None
+    until_us: Moment | None = None
     money_u: Amount | None = None
     reason: Reason
 

@@ -48,6 +48,18 @@ class PolicyDesk:
 
         return await self._core.serve_read(work)
 
+    async def page(self, after: int | None, limit: int) -> tuple[list[PolicyView], int | None]:
+        """Policies that hold now, everyone's first, and the ``after`` of the next page."""
+
+        def work(session: Session) -> tuple[list[PolicyView], int | None]:
+            found = policies.some_current(session, -1 if after is None else after, limit + 1)
+            more = len(found) > limit
+            shown = found[:limit]
+            following = (shown[-1].account_id or 0) if more else None
+            return [_view(session, stored) for stored in shown], following
+
+        return await self._core.serve_read(work)
+
     async def one(self, kind: PolicyKind, name: str | None) -> PolicyView:
         """The policy that holds for somebody now.
 
@@ -63,12 +75,17 @@ class PolicyDesk:
 
         return await self._core.serve_read(work)
 
-    async def history(self, kind: PolicyKind, name: str | None) -> list[PolicyView]:
-        """All versions, newest first; empty if there never was one."""
+    async def history(
+        self, kind: PolicyKind, name: str | None, before: int | None, limit: int
+    ) -> tuple[list[PolicyView], int | None]:
+        """Versions, newest first, and the ``before`` of the next page; none if there never was
+        one."""
 
-        def work(session: Session) -> list[PolicyView]:
+        def work(session: Session) -> tuple[list[PolicyView], int | None]:
             subject = _subject(session, kind, name)
-            return [_view(session, stored) for stored in policies.history(session, subject)]
+            found = policies.history(session, subject, before=before, limit=limit + 1)
+            following = found[limit - 1].version if len(found) > limit else None
+            return [_view(session, stored) for stored in found[:limit]], following
 
         return await self._core.serve_read(work)
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from gpuslice import wire
-from gpuslice.broker import lifecycle, queue
+from gpuslice.broker import lifecycle, queue, views
 from gpuslice.broker.core import Core, Hub, HubUser
 from gpuslice.broker.grant import GrantRules
 from gpuslice.ledger.tables import LIVE_STATES, WAITING_STATES, Lease, QueueRequest
@@ -125,10 +125,43 @@ class QueueDesk:
             rows = session.scalars(
                 sa.select(QueueRequest)
                 .where(QueueRequest.user_name == user)
-                .order_by(QueueRequest.created_us.desc())
+                # Those that wait first: many that are over must not push one out of sight.
+                .order_by(
+                    QueueRequest.state.in_(WAITING_STATES).desc(), QueueRequest.created_us.desc()
+                )
                 .limit(20)
             ).all()
-            return self._views(session, rows, self._core.now())
+            newest = sorted(rows, key=lambda row: row.created_us, reverse=True)
+            return self._views(session, newest, self._core.now())
+
+        return await self._core.serve_read(work)
+
+    async def page(
+        self, user: str, live: bool | None, limit: int, before: str | None
+    ) -> tuple[list[RequestView], str | None]:
+        """A user's requests, newest first, and the cursor of the next page.
+
+        Raises:
+            Refused: ``before`` is no cursor.
+        """
+        mine = [QueueRequest.user_name == user]
+        if live is not None:
+            waits = QueueRequest.state.in_(WAITING_STATES)
+            mine.append(waits if live else sa.not_(waits))
+        if before is not None:
+            moment, request_id = views.cursor(before)
+            mine.append(sa.tuple_(QueueRequest.created_us, QueueRequest.id) < (moment, request_id))
+
+        def work(session: Session) -> tuple[list[RequestView], str | None]:
+            rows = session.scalars(
+                sa.select(QueueRequest)
+                .where(*mine)
+                .order_by(QueueRequest.created_us.desc(), QueueRequest.id.desc())
+                .limit(limit + 1)
+            ).all()
+            shown = rows[:limit]
+            following = f"{shown[-1].created_us}-{shown[-1].id}" if len(rows) > limit else None
+            return self._views(session, shown, self._core.now()), following
 
         return await self._core.serve_read(work)
 

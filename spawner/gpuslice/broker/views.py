@@ -90,7 +90,7 @@ def leases(
         alive = Lease.state.in_(LIVE_STATES)
         query = query.where(alive if live else sa.not_(alive))
     if before is not None:
-        moment, lease_id = _cursor(before)
+        moment, lease_id = cursor(before)
         query = query.where(
             sa.or_(
                 Lease.granted_us < moment,
@@ -104,7 +104,12 @@ def leases(
     return found[:limit], f"{last.granted_us}-{last.id}"
 
 
-def _cursor(text: str) -> tuple[int, str]:
+def cursor(text: str) -> tuple[int, str]:
+    """A moment and an id, from what an earlier page gave as its ``next``.
+
+    Raises:
+        Refused: it is none.
+    """
     moment, dash, lease_id = text.partition("-")
     if not dash or not moment.isascii() or not moment.isdigit() or len(moment) > 18:
         raise Refused("bad-cursor", "'before' is not a cursor of an earlier answer", status=400)

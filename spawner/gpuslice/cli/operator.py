@@ -47,6 +47,17 @@ class Operator:
         """An answer of any size, in pieces as they come. Nothing is repeated."""
         asyncio.run(self._stream(path, write, _asked(query)))
 
+    def pages(self, path: str, rows: str, cursor: str, **query: str | int | None) -> list[Any]:
+        """All rows of a list that comes in pages; ``cursor`` is what the next one is asked by."""
+        found: list[Any] = []
+        at: Any = None
+        while True:
+            page = self.get(path, **query, **{cursor: at})
+            found += page[rows]
+            at = page["next"]
+            if at is None:
+                return found
+
     def send(self, method: str, path: str, body: object, *, key: str | None = None) -> Any:
         """Change something, once; ``key`` names this very change (else a new one is made)."""
         return asyncio.run(self._call(method, path, body, {}, key or uuid.uuid4().hex))

@@ -30,7 +30,7 @@ def list_command(state: Path, config: Path | None, as_json: bool) -> None:
     from gpuslice.cli.operator import operator
     from gpuslice.cli.quotatext import policy_lines
 
-    found = operator(state, config).get("api/admin/policies")
+    found = operator(state, config).pages("api/admin/policies", "policies", "after")
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -52,8 +52,11 @@ def show(
     from gpuslice.cli.operator import operator
     from gpuslice.cli.quotatext import policy_lines, policy_path
 
-    path = policy_path(kind, name)
-    found = operator(state, config).get(path + ("/history" if history else ""))
+    service, path = operator(state, config), policy_path(kind, name)
+    if history:
+        found: Any = service.pages(f"{path}/history", "versions", "before")
+    else:
+        found = service.get(path)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -119,7 +122,8 @@ def set_command(
     service = operator(state, config)
     path = policy_path(kind, name)
     # A policy that is not there yet is an empty history, and no error.
-    current = next((one for one in service.get(f"{path}/history") if one["til_us"] is None), None)
+    newest = service.get(f"{path}/history", limit=1)["versions"]
+    current = newest[0] if newest and newest[0]["til_us"] is None else None
     document = changed_document(current["document"] if current else {}, said)
     body = {
         "document": document, "version": current["version"] if current else None,

@@ -79,6 +79,9 @@ def _book(
     if by_user:
         gpu = counters.gpu_us(piece.from_us, piece.til_us, lease.gpu_milli)
         counters.spend(session, chain, piece.from_us, piece.amount_u, gpu)
+    counters.add_to_slice(
+        session, lease.slice_type, piece.payer, piece.til_us - piece.from_us, piece.amount_u
+    )
     if piece.amount_u == 0:
         return
     if by_user:

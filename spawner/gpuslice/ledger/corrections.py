@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
-from gpuslice.ledger.tables import Entry, Segment
+from gpuslice.ledger.tables import Entry, Lease, Segment
 
 Kind = Literal["refund", "surcharge"]
 
@@ -59,6 +59,8 @@ def correct(
         credit.use(session, paid.grant_id, -amount_u)
     chain = counters.of_lease(session, segment.lease_id)
     counters.spend(session, chain, segment.from_us, -amount_u if gives_back else amount_u, 0)
+    lease = session.get_one(Lease, segment.lease_id)
+    counters.add_to_slice(session, lease.slice_type, kind, 0, amount_u)
     session.flush()
     return entry
 

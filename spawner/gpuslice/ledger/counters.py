@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from gpuslice.ledger.tables import AccountPeriod, LeaseAccount
+from gpuslice.ledger.tables import AccountPeriod, LeaseAccount, SliceTotal
 from gpuslice.units import MINUTE_US
 
 LIFE = "life"
@@ -140,6 +141,33 @@ def leave(session: Session, account_ids: Iterable[int], slice_type: str) -> None
             _insert_or(session, account_id, name, LIFE, 0, active=-1)
 
 
+def add_to_slice(session: Session, slice_type: str, what: str, time_us: int, amount_u: int) -> None:
+    """Count time and money of a slice type; ``what`` as `SliceTotal` says."""
+    made = _insert(session)(SliceTotal).values(
+        slice_type=slice_type, what=what, us=time_us, amount_u=amount_u
+    )
+    table = SliceTotal.__table__
+    session.execute(
+        made.on_conflict_do_update(
+            index_elements=["slice_type", "what"],
+            set_={"us": table.c.us + time_us, "amount_u": table.c.amount_u + amount_u},
+        )
+    )
+
+
+def of_slices(session: Session) -> dict[tuple[str, str], tuple[int, int]]:
+    """Time and money ever, by slice type and what: a row each, however many entries there are."""
+    rows = session.execute(
+        sa.select(SliceTotal.slice_type, SliceTotal.what, SliceTotal.us, SliceTotal.amount_u)
+    )
+    return {(slice_type, what): (time_us, amount) for slice_type, what, time_us, amount in rows}
+
+
+def _insert(session: Session) -> Any:
+    """The database's own INSERT, which knows what to do on a conflict."""
+    return postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+
+
 def _life(account_id: int, slice_type: str) -> list[sa.ColumnElement[bool]]:
     return [
         AccountPeriod.account_id == account_id,
@@ -168,9 +196,8 @@ def _insert_or(
         if done.rowcount == 1:  # type: ignore[attr-defined]
             return
     zero = dict.fromkeys(("spent_u", "held_u", "active", "gpu_us", "held_gpu_us"), 0)
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     # Another transaction may make the row at the same time: then what is added is added to it.
-    made = insert(AccountPeriod).values(key | zero | add)
+    made = _insert(session)(AccountPeriod).values(key | zero | add)
     if add:
         changed = made.on_conflict_do_update(
             index_elements=list(key),

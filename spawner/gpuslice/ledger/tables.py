@@ -198,6 +198,26 @@ class AccountPeriod(Base, kw_only=True):
     )
 
 
+class SliceTotal(Base, kw_only=True):
+    """A projection: the time and money of one slice type ever, by who paid; see `verify`.
+
+    ``what``: ``user``, ``writeoff`` or ``idle``, as segments are paid; ``refund`` and
+    ``surcharge``, money that was corrected afterwards. It only grows, so it can be a counter in
+    the metrics, and a look at it costs the same whatever the number of entries.
+    """
+
+    __tablename__ = "slice_total"
+    slice_type: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    what: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
+    us: Mapped[int] = mapped_column(Big, default=0)
+    amount_u: Mapped[int] = mapped_column(Big, default=0)
+    __table_args__ = (
+        sa.CheckConstraint(
+            "what IN ('user', 'writeoff', 'idle', 'refund', 'surcharge')", name="what"
+        ),
+    )
+
+
 class Lease(Base, kw_only=True):
     """One slice granted to one named server of one user, from grant to end."""
 

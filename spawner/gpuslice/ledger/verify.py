@@ -23,6 +23,7 @@ from gpuslice.ledger.tables import (
     LeaseAccount,
     Price,
     Segment,
+    SliceTotal,
 )
 
 _SETTLED = ("settled", "ended")
@@ -40,6 +41,7 @@ def verify(session: Session) -> list[str]:
         *_credit(session),
         *_holds(session),
         *_projections(session),
+        *_totals(session),
     ]
 
 
@@ -323,3 +325,40 @@ def _corrections(session: Session) -> Iterator[tuple[int, int, int]]:
     )
     for account_id, from_us, kind, amount in rows:
         yield account_id, from_us - from_us % _BUCKET_US, _SIGNS[kind] * amount
+
+
+def _totals(session: Session) -> Iterator[str]:
+    """Each slice type's time and money ever are those of its segments and corrections."""
+    unopened = sa.and_(
+        Lease.open_before_us.is_not(None),
+        sa.or_(Lease.opened_us.is_(None), Segment.from_us < Lease.opened_us),
+    )
+    what = sa.case((unopened, "idle"), else_=Segment.payer)
+    billed = session.execute(
+        sa.select(
+            Lease.slice_type, what, sa.func.sum(Segment.til_us - Segment.from_us),
+            sa.func.sum(Segment.amount_u),
+        )
+        .join(Lease, Lease.id == Segment.lease_id)
+        .group_by(Lease.slice_type, what)
+    )  # fmt: skip
+    should = {(name, by): (int(time_us), int(amount)) for name, by, time_us, amount in billed}
+    paid = aliased(Entry)
+    corrected = session.execute(
+        sa.select(Lease.slice_type, Entry.kind, sa.func.sum(Entry.amount_u))
+        .select_from(Entry)
+        .join(paid, paid.id == Entry.corrects_id)
+        .join(Segment, Segment.id == paid.segment_id)
+        .join(Lease, Lease.id == Segment.lease_id)
+        .where(Entry.kind.in_(_SIGNS))
+        .group_by(Lease.slice_type, Entry.kind)
+    )
+    should |= {(name, kind): (0, int(amount)) for name, kind, amount in corrected}
+    stored = {
+        (row.slice_type, row.what): (row.us, row.amount_u)
+        for row in session.scalars(sa.select(SliceTotal))
+    }
+    for key in sorted({*should, *stored}):
+        is_, due = stored.get(key, (0, 0)), should.get(key, (0, 0))
+        if is_ != due:
+            yield f"slices {key[0]} {key[1]}: (time, money) is {is_}, their facts give {due}"

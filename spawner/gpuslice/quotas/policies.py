@@ -68,12 +68,30 @@ def every_current(session: Session) -> list[Stored]:
     return [_stored(row) for row in rows]
 
 
-def history(session: Session, subject: str) -> list[Stored]:
-    """Every version there ever was, newest first."""
+def some_current(session: Session, after: int, limit: int) -> list[Stored]:
+    """Policies that hold now, by their accounts' numbers from above ``after`` on; everyone's is 0.
+
+    An account keeps its number whatever happens to its policy, so a walk over these pages meets
+    every policy that stays, once.
+    """
+    number = sa.func.coalesce(Policy.account_id, 0)
     rows = session.scalars(
-        sa.select(Policy).where(Policy.subject == subject).order_by(Policy.version.desc())
+        sa.select(Policy)
+        .where(Policy.valid_til_us.is_(None), number > after)
+        .order_by(number)
+        .limit(limit)
     )
     return [_stored(row) for row in rows]
+
+
+def history(
+    session: Session, subject: str, *, before: int | None = None, limit: int | None = None
+) -> list[Stored]:
+    """Every version there ever was, newest first; ``before`` a version, and so many at most."""
+    query = sa.select(Policy).where(Policy.subject == subject).order_by(Policy.version.desc())
+    if before is not None:
+        query = query.where(Policy.version < before)
+    return [_stored(row) for row in session.scalars(query.limit(limit))]
 
 
 def _stored(row: Policy) -> Stored:

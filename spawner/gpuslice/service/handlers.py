@@ -138,6 +138,7 @@ class BaseHandler(RequestHandler):
         for name, value in (headers or {}).items():
             self.set_header(name, value)
         self.refusal = refusal = refused.refusal
+        self.parts.metrics.refused(refusal.reason)
         self.set_status(refused.status)
         if refusal.retry_after_s is not None:
             self.set_header("Retry-After", str(refusal.retry_after_s))

@@ -16,10 +16,15 @@ from gpuslice.service.auth import Caller
 from gpuslice.service.calls import Call
 from gpuslice.service.ports import Core
 from gpuslice.service.route import AnyRoute
+from gpuslice.wire import Refusal
 
 _KEY = re.compile(r"[!-~]{1,128}")
+#: What the ledger keeps of a caller at most.
+_OWNER_LENGTH = 255
 #: How long a request waits for the answer to another one with its key that is being made.
 _WAIT_S, _LOOK_S = 10.0, 0.05
+#: Statuses from here on are refusals.
+_REFUSED = 400
 
 
 def read_key(request: HTTPServerRequest, route: AnyRoute, caller: Caller) -> Claim | None:
@@ -41,15 +46,23 @@ def read_key(request: HTTPServerRequest, route: AnyRoute, caller: Caller) -> Cla
         )
     said = b"\n".join((route.method.encode(), request.uri.encode() if request.uri else b"",
                        request.body))  # fmt: skip
-    return Claim(caller.label[:255], sent[0], hashlib.sha256(said).hexdigest())
+    return Claim(_owner(caller), sent[0], hashlib.sha256(said).hexdigest())
+
+
+def _owner(caller: Caller) -> str:
+    """Whose key it is. With the kind: a hub user may be called ``broker``."""
+    owner = f"{caller.kind}:{caller.name}"
+    if len(owner) > _OWNER_LENGTH:
+        owner = f"{caller.kind}:{hashlib.sha256(owner.encode()).hexdigest()}"
+    return owner
 
 
 async def once(core: Core, claim: Claim, route: AnyRoute, call: Call[Any, Any]) -> tuple[int, str]:
     """Do it, or find what was answered; status and JSON.
 
     Raises:
-        Refused: it was refused (and may be sent again), the key was used for another request, or
-            the first answer was lost.
+        Refused: it was refused (and may be sent again, unless that changed something), the key was
+            used for another request, or the first answer was lost.
     """
     done = await core.done_before(claim.caller, claim.key)
     if done is not None:
@@ -61,6 +74,12 @@ async def once(core: Core, claim: Claim, route: AnyRoute, call: Call[Any, Any]) 
         done = await core.done_before(claim.caller, claim.key)
         assert done is not None
         return await _again(core, claim, done)
+    except Refused as refused:
+        # With an effect (a lease that was granted and taken back) it is what happened, also the
+        # next time; without one it may be tried again.
+        if claim.taken:
+            await core.keep_answer(claim, refused.status, refused.refusal.model_dump_json())
+        raise
     finally:
         CLAIM.reset(token)
     text = route.dump(answer).decode()
@@ -87,4 +106,14 @@ async def _again(core: Core, claim: Claim, done: Done) -> tuple[int, str]:
         found = await core.done_before(claim.caller, claim.key)
         assert found is not None
         done = found
+    if done.status >= _REFUSED:
+        raise _as_it_was(done)
     return done.status, done.answer
+
+
+def _as_it_was(done: Done) -> Refused:
+    said = Refusal.model_validate_json(done.answer)
+    return Refused(
+        said.reason, said.message, status=done.status, limit=said.limit,
+        retry_after_s=said.retry_after_s, alternatives=said.alternatives,
+    )  # fmt: skip

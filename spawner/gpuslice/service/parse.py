@@ -80,8 +80,10 @@ def parse_query(route: AnyRoute, arguments: Mapping[str, list[bytes]]) -> Any:
 def parse_path(texts: Mapping[str, str]) -> dict[str, Any]:
     """What stood in a path's braces. What cannot be there gets the answer of what is not there."""
     try:
+        if _has_nul(list(texts.values())):
+            raise ValueError("no name has it, and PostgreSQL cannot even look for it")
         return {name: PARAMETERS[name].validate_python(text) for name, text in texts.items()}
-    except ValidationError:
+    except ValueError:
         if "lease_id" in texts:
             raise no_such_lease() from None
         raise Refused("not-found", "There is nothing here.", status=404) from None

@@ -39,6 +39,7 @@ from gpuslice.broker.reservationviews import (
     ChangeReservation,
     ReservationView,
 )
+from gpuslice.broker.stats import Snapshot
 from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.quotas.views import ExplainRequest, Explanation, PolicyKind, PolicyView
@@ -59,9 +60,13 @@ class PolicyDesk(Protocol):
 
     async def all(self) -> list[PolicyView]: ...
 
+    async def page(self, after: int | None, limit: int) -> tuple[list[PolicyView], int | None]: ...
+
     async def one(self, kind: PolicyKind, name: str | None) -> PolicyView: ...
 
-    async def history(self, kind: PolicyKind, name: str | None) -> list[PolicyView]: ...
+    async def history(
+        self, kind: PolicyKind, name: str | None, before: int | None, limit: int
+    ) -> tuple[list[PolicyView], int | None]: ...
 
     async def set(
         self, kind: PolicyKind, name: str | None, document: PolicyDocument | None,
@@ -77,6 +82,10 @@ class QueueDesk(Protocol):
     async def join(self, body: JoinFor) -> RequestView: ...
 
     async def mine(self, user: str) -> list[RequestView]: ...
+
+    async def page(
+        self, user: str, live: bool | None, limit: int, before: str | None
+    ) -> tuple[list[RequestView], str | None]: ...
 
     async def all(self) -> list[RequestView]: ...
 
@@ -117,8 +126,8 @@ class MoneyDesk(Protocol):
     async def set_price(self, body: SetPrice, actor: str) -> PriceView: ...
 
     async def credits(
-        self, whose: str | None, name: str | None, before: int | None = None, limit: int = 1000
-    ) -> list[CreditView]: ...
+        self, whose: str | None, name: str | None, before: int | None, limit: int
+    ) -> tuple[list[CreditView], int | None]: ...
 
     async def give_credit(self, body: GiveCredit, actor: str) -> CreditView: ...
 
@@ -253,5 +262,5 @@ class Broker(Protocol):
     async def health(self) -> Mapping[str, object]:
         """How the broker is; :class:`gpuslice.service.platform.Platform` says which keys."""
 
-    async def metrics_snapshot(self) -> Mapping[str, object]:
-        """Counts for /metrics; :mod:`gpuslice.service.metrics` says which keys."""
+    async def metrics_snapshot(self) -> Snapshot:
+        """Counts for /metrics. Raises Refused (503)."""

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, JoinQueue, LeaveQueue, RequestView
 from gpuslice.service import models
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import Call
 from gpuslice.service.route import AnyRoute, Route
+from gpuslice.wire import Wire
 
 _No = models.Nothing
+
+
+class QueueQuery(Wire):
+    """One page of one's own requests, newest first; ``live`` only those that are not over."""
+
+    live: bool | None = None
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    before: models.Cursor | None = None
+
+
+class RequestPage(Wire):
+    """Requests, newest first. ``next`` is the ``before`` of the following page; null: no more."""
+
+    requests: list[RequestView]
+    next: str | None
 
 
 async def join_for(call: Call[JoinFor, _No]) -> RequestView:
@@ -23,8 +43,12 @@ async def join_queue(call: Call[JoinQueue, _No]) -> RequestView:
     )
 
 
-async def my_queue(call: Call[_No, _No]) -> list[RequestView]:
-    return await call.broker.queue.mine(call.caller.person())
+async def my_queue(call: Call[_No, QueueQuery]) -> RequestPage:
+    query = call.query
+    found, following = await call.broker.queue.page(
+        call.caller.person(), query.live, query.limit, query.before
+    )
+    return RequestPage(requests=found, next=following)
 
 
 async def change_request(call: Call[ChangeRequest, _No]) -> RequestView:
@@ -52,7 +76,7 @@ def _routes() -> tuple[AnyRoute, ...]:
     return (
         Route("POST", "api/broker/queue", a.BROKER, join_for, JoinFor, no, RequestView,
               "A place in the queue for a user whose spawn found nothing free", 201),
-        Route("GET", "api/queue", a.OWN_ALL, my_queue, no, no, list[RequestView],
+        Route("GET", "api/queue", a.OWN_ALL, my_queue, no, QueueQuery, RequestPage,
               "One's own requests, newest first"),
         Route("POST", "api/queue", a.OWN_ALL, join_queue, JoinQueue, no, RequestView,
               "Wait for a slice; the same again finds the same place", 201),

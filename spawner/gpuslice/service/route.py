@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from gpuslice.service import models
 from gpuslice.service.auth import Access
@@ -40,6 +40,10 @@ class Route(Generic[B, Q, R]):
     answer: type[R]
     summary: str
     status: int = 200
+    #: False: it only looks, whatever its method; a question may be too long for a URL.
+    changes: bool = True
+    #: What each row of a `Stream` is.
+    rows: type[BaseModel] | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +62,26 @@ class Route(Generic[B, Q, R]):
     @property
     def is_write(self) -> bool:
         """Changes something, so a caller may send it twice under one Idempotency-Key."""
-        return self.method != "GET" and not self.is_page
+        return self.method != "GET" and self.changes and not self.is_page
+
+    @property
+    def refusals(self) -> list[int]:
+        """Every status with which it may be refused; the document names each."""
+        found = {400}  # at least an argument that it does not know
+        if self.access is not Access.PUBLIC:
+            found.add(401)
+            found.add(503)
+        if self.access.by_hub:
+            found.add(403)
+        if self.has_body:
+            found |= {413, 415}
+        # What it is about may not be there, or not yours; be it named in path, query or body.
+        if self.parameters or self.has_body or self.query is not models.Nothing:
+            found.add(404)
+        if self.method != "GET":
+            # Stale, over, or against a limit: by its state, by what it is, by what was said of it.
+            found |= {403, 409, 422}
+        return sorted(found)
 
     @property
     def has_body(self) -> bool:

@@ -193,6 +193,18 @@ def _tables() -> None:
         sa.UniqueConstraint("lease_id", name=op.f("uq_request_lease_id")),
     )
     op.create_index(op.f("ix_request_account_id"), "request", ["account_id"], unique=False)
+    op.create_table(
+        "slice_total",
+        sa.Column("slice_type", sa.String(length=64), nullable=False),
+        sa.Column("what", sa.String(length=16), nullable=False),
+        sa.Column("us", sa.BigInteger(), nullable=False),
+        sa.Column("amount_u", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "what IN ('user', 'writeoff', 'idle', 'refund', 'surcharge')",
+            name=op.f("ck_slice_total_what"),
+        ),
+        sa.PrimaryKeyConstraint("slice_type", "what", name=op.f("pk_slice_total")),
+    )
     op.create_index("ix_request_state", "request", ["state", "created_us"], unique=False)
     op.create_index(
         "uq_request_waiting",
@@ -305,6 +317,12 @@ _FIGURES = (
       SELECT COALESCE(SUM(b.gpu_us), 0) FROM account_period b
       WHERE b.account_id = account_period.account_id AND b.period = 'bucket')
     WHERE period = 'life' AND slice_type = ''
+    """,
+    """
+    INSERT INTO slice_total (slice_type, what, us, amount_u)
+    SELECT l.slice_type, s.payer, CAST(SUM(s.til_us - s.from_us) AS BIGINT),
+      CAST(SUM(s.amount_u) AS BIGINT)
+    FROM segment s JOIN lease l ON l.id = s.lease_id GROUP BY l.slice_type, s.payer
     """,
 )
 

@@ -1,0 +1,122 @@
+"""One valid call of every route of the table, on a ledger with something of everything in it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+
+from gpuslice.ledger.tables import Base
+from gpuslice.service.routes import ROUTES, AnyRoute
+from gpuslice.units import HOUR_US
+from quotaworld import passes, spawn
+from serviceledger import ServiceLedger
+
+
+@dataclass(frozen=True)
+class Things:
+    """What is there, all of it ada's unless it says otherwise."""
+
+    lease_id: str
+    #: Granted and not started yet.
+    granted_id: str
+    request_id: str
+    entry_id: int
+    bobs_lease_id: str
+
+
+def furnish(world: ServiceLedger) -> Things:
+    """Two users with leases and bills, a place in the queue, credit, policies."""
+    root = world.config.operator_token
+    base = "api/admin/policies"
+    for path, document in (
+        ("users/ada", {"each": {"slices": 5}}),
+        ("groups/lab", {"each": {"priority": 3}, "total": {"slices": 9}}),
+    ):
+        body = {"document": document, "version": None, "reason": "a test"}
+        world.ask(root, "PUT", f"{base}/{path}", body)
+    lease_id = spawn(world, "ada", "quarter", ["lab"], "one")
+    bobs = spawn(world, "bob", "cpu", [])
+    passes(world, 3 * HOUR_US, step_us=HOUR_US)
+    granted_id = world.grant("ada", "cpu", "two").lease_id
+    ada = world.reader("ada")
+    waits = world.ask(ada, "POST", "api/queue", {"slice": "whole", "server": "three"})
+    credit = {"whose": "user", "name": "ada", "amount_u": 5_000_000, "reason": "a test"}
+    world.ask(root, "POST", "api/admin/credits", credit)
+    paid = world.ask(ada, "GET", "api/entries")["entries"]
+    usage = next(entry["entry_id"] for entry in paid if entry["kind"] == "usage")
+    return Things(lease_id, granted_id, waits["request_id"], usage, bobs)
+
+
+def path_of(route: AnyRoute, things: Things, *, name: str = "ada") -> str:
+    """The route's path with what is there in its braces."""
+    lease_id = things.granted_id if route.name == "started" else things.lease_id
+    words = {
+        "lease_id": lease_id, "request_id": things.request_id, "name": quote(name, safe=""),
+        "number": "1",
+    }  # fmt: skip
+    if route.path.startswith("api/admin/policies/groups"):
+        words["name"] = "lab"
+    return route.path.format_map(words)
+
+
+def body_of(route: AnyRoute, world: ServiceLedger, things: Things) -> Any:
+    """A body with which the route would change something; None: it has none."""
+    if not route.has_body:
+        return None
+    why = {"reason": "a test"}
+    policy = {"document": {"each": {"slices": 4}}, "version": 1, **why}
+    return {
+        "grant": {"attempt": uuid.uuid4().hex, "user": "eve", "slice": "cpu"},
+        "broker_stop": {"actor": "spawner", **why},
+        "broker_choices": {"user": "ada", "groups": ["lab"]},
+        "drain": {"actor": "up", **why},
+        "started": {"started_us": world.now, "boot_id": world.node.boot},
+        "stop": why,
+        "keep": {"lease_id": things.lease_id},
+        "set_limit": {"scope": "default", "value": 3, "version": 1, **why},
+        "admin_set_limit": {"scope": "default", "value": "3", "version": "1", **why},
+        "admin_stop": why,
+        "set_policy_of_everyone": policy,
+        "set_policy_of_user": policy,
+        "set_policy_of_group": policy,
+        "remove_policy_of_everyone": {"version": 1, **why},
+        "remove_policy_of_user": {"version": 1, **why},
+        "remove_policy_of_group": {"version": 1, **why},
+        "explain": {"user": "ada", "slice": "quarter", "groups": ["lab"]},
+        "join_for": {"user": "ada", "slice": "half", "server": "four"},
+        "join_queue": {"slice": "half", "server": "four"},
+        "change_request": {"slice": "half", "version": 1},
+        "remove_request": why,
+        "preview_price": {"slice": "quarter", "rate_u_per_hour": 7, **why},
+        "set_price": {"slice": "quarter", "rate_u_per_hour": 7, **why},
+        "give_credit": {"whose": "user", "name": "ada", "amount_u": 7, **why},
+        "grant_more": {"money_u": 7, "until_us": world.now + HOUR_US, **why},
+        "refund_lease": {"amount_u": 1, **why},
+        "correct": {"entry_id": things.entry_id, "kind": "refund", "amount_u": 1, **why},
+    }[route.name]
+
+
+def query_of(route: AnyRoute) -> dict[str, str]:
+    """The query that the route cannot do without."""
+    return {
+        "current": {"user": "ada", "server": "one"},
+        "usage_of": {"whose": "user", "name": "ada"},
+    }.get(route.name, {})
+
+
+def facts(world: ServiceLedger) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables: equal before and after means that nothing was changed."""
+    return world.database.read(
+        lambda session: {
+            name: [tuple(row) for row in session.execute(sa.select(table))]
+            for name, table in Base.metadata.tables.items()
+        }
+    )
+
+
+def the(name: str) -> AnyRoute:
+    return next(route for route in ROUTES if route.name == name)

@@ -1,0 +1,176 @@
+"""Idempotency-Key over HTTP: one effect, equal answers, whatever is sent twice, and by whom."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import sqlalchemy as sa
+from rest_calls import facts, furnish
+
+from gpuslice.ledger.tables import Audit, CreditGrant, Entry, Lease
+from gpuslice.nodeclient import NodeRefused
+from serviceledger import ServiceLedger
+
+CREDITS = "api/admin/credits"
+GIFT = {"whose": "user", "name": "ada", "amount_u": 5_000_000, "reason": "summer school"}
+
+
+def count(world: ServiceLedger, table: type[Any]) -> int:
+    query = sa.select(sa.func.count()).select_from(table)
+    return int(world.database.read(lambda session: session.scalar(query)) or 0)
+
+
+def give(world: ServiceLedger, key: str | None, **changes: Any) -> httpx.Response:
+    root = world.config.operator_token
+    return world.call(root, "POST", CREDITS, GIFT | changes, key=key)
+
+
+def one_effect(world: ServiceLedger, answers: list[httpx.Response]) -> None:
+    said = {(answer.status_code, answer.content) for answer in answers}
+    assert len(said) == 1
+    assert answers[0].status_code == 201
+    assert (count(world, CreditGrant), count(world, Entry)) == (1, 1)
+    assert count(world, Audit) == 2  # and the limit that the settings set at the start
+    (credit,) = world.ask(world.config.operator_token, "GET", CREDITS)["credits"]
+    assert credit == answers[0].json()
+    assert world.problems() == []
+
+
+def test_the_same_key_twenty_times_has_one_effect(ledger: ServiceLedger) -> None:
+    one_effect(ledger, [give(ledger, "summer-2027") for _ in range(20)])
+
+
+def test_the_same_key_twenty_times_at_once_has_one_effect(ledger: ServiceLedger) -> None:
+    url, root = f"{ledger.at}{CREDITS}", ledger.config.operator_token
+    headers = {"Authorization": f"token {root}", "Idempotency-Key": "summer-2027"}
+
+    async def all_at_once() -> list[httpx.Response]:
+        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=60) as client:
+            return list(
+                await asyncio.gather(
+                    *(client.post(url, json=GIFT, headers=headers) for _ in range(20))
+                )
+            )
+
+    one_effect(ledger, asyncio.run(all_at_once()))
+
+
+def test_without_a_key_each_request_is_one_of_its_own(ledger: ServiceLedger) -> None:
+    answers = [give(ledger, None) for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {201}
+    assert count(ledger, CreditGrant) == 3
+
+
+def test_after_a_restart_the_key_still_counts(ledger: ServiceLedger) -> None:
+    first = give(ledger, "summer-2027")
+    ledger.put_up_again()
+    assert give(ledger, "summer-2027").content == first.content
+    assert count(ledger, CreditGrant) == 1
+
+
+def test_another_request_under_a_used_key_is_refused(ledger: ServiceLedger) -> None:
+    give(ledger, "summer-2027")
+    before = facts(ledger)
+    root = ledger.config.operator_token
+    others = [
+        give(ledger, "summer-2027", amount_u=6_000_000),
+        ledger.call(root, "POST", "api/admin/prices", {}, key="summer-2027"),
+        ledger.call(root, "POST", CREDITS, {"reason": "x"}, key="summer-2027"),
+    ]
+    for answer in others:
+        assert answer.status_code in (400, 422), answer.text
+    assert others[0].status_code == 422
+    assert others[0].json()["reason"] == "key-reused"
+    assert facts(ledger) == before
+
+
+def test_two_callers_have_keys_of_their_own(ledger: ServiceLedger) -> None:
+    other = ledger.admin("root2")
+    # Somebody who is called like the command line must not get at its keys.
+    namesake = ledger.admin("operator")
+    tokens = (ledger.config.operator_token, ledger.admin("root1"), other, namesake)
+    answers = [ledger.call(token, "POST", CREDITS, GIFT, key="k") for token in tokens]
+    assert {answer.status_code for answer in answers} == {201}
+    assert count(ledger, CreditGrant) == 4
+
+
+def test_what_cannot_be_a_key_is_400(ledger: ServiceLedger) -> None:
+    before = facts(ledger)
+    name = ("Authorization", f"token {ledger.config.operator_token}")
+    wrong: list[list[str]] = [[""], ["two words"], ["x" * 129], ["\xe9"], ["a,\tb"], ["a", "b"]]
+    for keys in wrong:
+        headers = [(name, value.encode("latin-1")) for name, value in [
+            name, *(("Idempotency-Key", key) for key in keys)
+        ]]  # fmt: skip
+        answer = httpx.post(
+            f"{ledger.at}{CREDITS}", json=GIFT, headers=headers, trust_env=False, verify=False
+        )
+        assert (answer.status_code, answer.json()["reason"]) == (400, "bad-key"), keys
+    assert facts(ledger) == before
+    assert give(ledger, "x" * 128).status_code == 201
+
+
+def test_what_was_refused_may_be_tried_again_under_its_key(ledger: ServiceLedger) -> None:
+    root = ledger.config.operator_token
+    announced = ledger.now + 3_600_000_000
+    body = {"slice": "quarter", "rate_u_per_hour": 9, "from_us": announced, "reason": "r"}
+    early = body | {"from_us": ledger.now - 1}
+    assert ledger.call(root, "POST", "api/admin/prices", early, key="p").status_code == 409
+    # Refused: nothing happened, so the key is as good as new, also for the corrected request.
+    answer = ledger.call(root, "POST", "api/admin/prices", body, key="p")
+    assert answer.status_code == 201
+    assert ledger.call(root, "POST", "api/admin/prices", body, key="p").content == answer.content
+
+
+def test_a_refusal_that_had_an_effect_is_the_answer(ledger: ServiceLedger) -> None:
+    """The node could not prepare the slice: a lease was granted and is taken back."""
+    broker = ledger.config.broker_token
+    body = {"attempt": uuid.uuid4().hex, "user": "ada", "slice": "quarter"}
+    real = ledger.node.prepare
+
+    async def refuses(_piece: object) -> None:
+        raise NodeRefused("device-unavailable", "the device is gone", 409)
+
+    ledger.node.prepare = refuses  # type: ignore[method-assign]
+    first = ledger.call(broker, "POST", "api/broker/leases", body, key="g")
+    ledger.node.prepare = real  # type: ignore[method-assign]
+    assert (first.status_code, first.json()["reason"]) == (503, "runtime-unavailable")
+    again = ledger.call(broker, "POST", "api/broker/leases", body, key="g")
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    assert again.headers["Retry-After"] == first.headers["Retry-After"]
+    assert count(ledger, Lease) == 1
+
+
+def test_every_write_of_the_document_takes_a_key(ledger: ServiceLedger) -> None:
+    """Each is sent twice at the same time; what it changes is changed once."""
+    things = furnish(ledger)
+    root = ledger.config.operator_token
+    lease = f"api/admin/leases/{things.lease_id}"
+    why = {"reason": "r"}
+    document = {"each": {"slices": 4}}
+    writes: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", f"{lease}/more", {"money_u": 5, **why}),
+        ("POST", f"{lease}/refund", {"amount_u": 5, **why}),
+        ("POST", "api/admin/corrections",
+         {"entry_id": things.entry_id, "kind": "surcharge", "amount_u": 5, **why}),
+        ("POST", "api/admin/prices", {"slice": "half", "rate_u_per_hour": 3, **why}),
+        ("PUT", "api/admin/policies/users/ada", {"document": document, "version": 1, **why}),
+        ("DELETE", f"api/admin/queue/{things.request_id}", why),
+    ]  # fmt: skip
+    for number, (method, path, body) in enumerate(writes):
+        before = count(ledger, Audit) + count(ledger, Entry)
+
+        def send(_: int, how: tuple[Any, ...] = (method, path, body, str(number))) -> Any:
+            return ledger.call(root, *how[:3], key=how[3])
+
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(send, range(2))
+        assert first.status_code < 300, (path, first.text)
+        assert (first.status_code, first.content) == (second.status_code, second.content), path
+        # Each leaves one row that says who did it.
+        assert count(ledger, Audit) + count(ledger, Entry) == before + 1, path
+    assert ledger.problems() == []
