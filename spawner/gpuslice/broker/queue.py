@@ -8,6 +8,7 @@ asked to start the server, because its user chose so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -222,6 +223,7 @@ def as_lease_request(
     return wire.LeaseRequest(
         attempt=request.id, user=request.user_name, server=request.server_name,
         slice=request.slice_type, declared_us=request.declared_us,
+        group=json.loads(request.options).get("charge"),
         groups=list(json.loads(request.groups) if groups is None else groups),
     )  # fmt: skip
 
@@ -307,9 +309,12 @@ def _place_in_line(
     group_id, priority = None, 0
     if wanted is not None:
         ask = ask_of(as_lease_request(row), wanted, rules)
-        verdict = admission.decide(session, row.account_id, ask, now=now)[0]
-        priority = verdict.effective.priority
-        group_id = verdict.chain.group.account_id if verdict.chain.group else None
+        # A group that was left, a policy that asks for more by now: its own turn will tell its
+        # user so, and nobody else waits for that.
+        with contextlib.suppress(Refused):
+            verdict = admission.decide(session, row.account_id, ask, now=now)[0]
+            priority = verdict.effective.priority
+            group_id = verdict.chain.group.account_id if verdict.chain.group else None
     return queueorder.Place(row.id, row.account_id, group_id, priority, row.created_us)
 
 

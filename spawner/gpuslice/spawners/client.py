@@ -17,11 +17,13 @@ from gpuslice.spawners.errors import ServiceRefused, ServiceUnavailable
 from gpuslice.wire import (
     Choices,
     ChoicesRequest,
+    JoinFor,
     LeaseGrant,
     LeaseRequest,
     LeaseView,
     Offer,
     Refusal,
+    RequestView,
     StopLease,
     Wire,
 )
@@ -90,9 +92,13 @@ class ServiceClient:
             tries=1,
         )
 
-    async def choices(self, user: str, groups: list[str]) -> Choices:
-        """What ``user`` may choose from now, for the spawn page."""
-        body = ChoicesRequest(user=user, groups=groups)
+    async def join_queue(self, body: JoinFor) -> RequestView:
+        """Wait for a slice. Safe to repeat: the same server keeps its place."""
+        return self._parsed(RequestView, await self._call("POST", "queue", json=body))
+
+    async def choices(self, user: str, groups: list[str], server: str) -> Choices:
+        """What ``user`` may choose from now, for the spawn page of one server."""
+        body = ChoicesRequest(user=user, groups=groups, server=server)
         return self._parsed(Choices, await self._call("POST", "choices", json=body))
 
     async def offers(self, user: str) -> list[Offer]:

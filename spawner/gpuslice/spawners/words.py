@@ -10,7 +10,8 @@ from gpuslice.spawners.errors import (
     ServiceUnavailable,
 )
 from gpuslice.spawners.refusal import SpawnRefused
-from gpuslice.wire import ServerReport
+from gpuslice.units import MINUTE_US
+from gpuslice.wire import Refusal, RequestView, ServerReport
 
 SERVICE_SILENT = "the service that leases GPU slices does not answer"
 _NODE_SILENT = "the node that runs servers does not answer"
@@ -41,6 +42,47 @@ def as_refusal(error: BaseException) -> SpawnRefused | None:
                 status_code=503,
             )
     return None
+
+
+def in_line(place: RequestView, refusal: Refusal, now: int) -> SpawnRefused:
+    """The refusal of a start whose user waits in line now: the place, and what to expect."""
+    if place.position is None:
+        text = f"It is your turn: a slice {place.slice} is reserved for you; start again"
+    else:
+        text = (
+            f"Nothing is free now. You are number {place.position} of {place.waiting} in line for "
+            f"a slice {place.slice}. {expected_text(place, now)} {_told(place)}"
+        )
+    return SpawnRefused(text, reason="in-line", status_code=503, alternatives=refusal.alternatives)
+
+
+def expected_text(place: RequestView, now: int) -> str:
+    """When a turn comes: a promise, a guess, or an honest nothing."""
+    said = []
+    if place.expected_us is not None:
+        said.append(f"is expected in about {duration_text(place.expected_us - now)}")
+    if place.start_by_us is not None:
+        said.append(f"comes in {duration_text(place.start_by_us - now)} at the latest")
+    if not said:
+        return (
+            "Nobody can know yet when your turn comes: those before you may stay as long as they "
+            "like."
+        )
+    return f"Your turn {' and '.join(said)}."
+
+
+def duration_text(us: int) -> str:
+    """A wait, rounded up to whole minutes or hours."""
+    minutes = max(1, -(-us // MINUTE_US))
+    if minutes < 120:
+        return f"{minutes} minute{'' if minutes == 1 else 's'}"
+    return f"{-(-minutes // 60)} hours"
+
+
+def _told(place: RequestView) -> str:
+    if place.auto_start:
+        return "Your server starts by itself then; My GPU shows your place."
+    return "You are told when it is your turn; My GPU shows your place."
 
 
 def error_words(error: BaseException) -> str:
