@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gpuslice.units import format_wait
+
 
 class Wire(BaseModel):
     """Base of all messages: immutable, strict about unknown fields, no NaN."""
@@ -385,6 +387,20 @@ class RequestView(Wire):
     reason: str | None
     created_us: Micros
     version: int
+
+    def outlook(self, now: int) -> str:
+        """When its turn comes, in a sentence: a promise, a guess, or an honest nothing."""
+        said = []
+        if self.expected_us is not None:
+            said.append(f"is expected in about {format_wait(self.expected_us - now)}")
+        if self.start_by_us is not None:
+            said.append(f"comes in {format_wait(self.start_by_us - now)} at the latest")
+        if not said:
+            return (
+                "Nobody can know yet when your turn comes: those before you may stay as long as "
+                "they like."
+            )
+        return f"Your turn {' and '.join(said)}."
 
 
 class JoinQueue(Wire):

@@ -369,8 +369,9 @@ def test_hours_and_groups_are_asked_for_where_they_matter() -> None:
     assert plain.find("select", attrs={"name": "charge"}) is None
     assert form(offer(), charges=["one"]).find("select", attrs={"name": "charge"}) is None
 
-    asked = form(offer(), charges=["one", "<two>"], hours_needed=True, longest_us=9 * HOUR_US // 2,
-                 limits=["16 of 20 GPU-hours a week left (each member of group <two>)."])  # fmt: skip
+    asked = form(offer(), charges=["one", "<two>"], hours_needed=True,
+                 longest_us=9 * HOUR_US // 2,
+                 limits=["16 of 20 GPU-hours a week left (group <two> in total)."])  # fmt: skip
     hours = asked.find("input", attrs={"name": "hours"})
     assert hours is not None and hours.has_attr("required") and hours["max"] == "4.5"
     groups = asked.find("select", attrs={"name": "charge"})

@@ -53,8 +53,10 @@ def left(rule: Rule, limit: int, used: int, held: int, end_us: int | None, zone:
         found = f"{format_money(rest, currency)} of credit left ({rule.source})"
     else:
         found = f"{plain(rule, rest)} of {amount(rule, limit, currency)} left ({rule.source})"
-    if held and rule.kind not in ("slices", "slices-of-type"):
-        found += f"; {plain(rule, held)} more is reserved for what runs"
+    counted = [(used, "used"), (held, "held" if rule.kind.startswith("slices") else "reserved")]
+    said = ", ".join(f"{plain(rule, value)} {what}" for value, what in counted if value)
+    if said:
+        found += f": {said}"
     if end_us is not None:
         local = to_datetime(end_us).astimezone(zone)
         found += f"; it counts anew from {local.strftime(_MINUTE)} ({local.tzname()}) on"

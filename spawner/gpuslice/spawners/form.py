@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gpuslice.spawners.words import expected_text
 from gpuslice.units import HOUR_US, format_memory, format_money, now_us, to_datetime
 from gpuslice.wire import Choices, Enforcement, Offer, SliceTerms
 
@@ -78,7 +77,7 @@ def _line(choices: Choices) -> dict[str, Any] | None:
     if request.position is not None:
         text = (
             f"This server waits for {title}: number {request.position} of {request.waiting} in "
-            f"line. {expected_text(request, now_us())} It keeps its place whatever you start "
+            f"line. {request.outlook(now_us())} It keeps its place whatever you start "
             "elsewhere."
         )
         return {"reserved": False, "text": text}

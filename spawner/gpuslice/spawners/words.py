@@ -10,7 +10,6 @@ from gpuslice.spawners.errors import (
     ServiceUnavailable,
 )
 from gpuslice.spawners.refusal import SpawnRefused
-from gpuslice.units import MINUTE_US
 from gpuslice.wire import Refusal, RequestView, ServerReport
 
 SERVICE_SILENT = "the service that leases GPU slices does not answer"
@@ -51,32 +50,9 @@ def in_line(place: RequestView, refusal: Refusal, now: int) -> SpawnRefused:
     else:
         text = (
             f"Nothing is free now. You are number {place.position} of {place.waiting} in line for "
-            f"a slice {place.slice}. {expected_text(place, now)} {_told(place)}"
+            f"a slice {place.slice}. {place.outlook(now)} {_told(place)}"
         )
     return SpawnRefused(text, reason="in-line", status_code=503, alternatives=refusal.alternatives)
-
-
-def expected_text(place: RequestView, now: int) -> str:
-    """When a turn comes: a promise, a guess, or an honest nothing."""
-    said = []
-    if place.expected_us is not None:
-        said.append(f"is expected in about {duration_text(place.expected_us - now)}")
-    if place.start_by_us is not None:
-        said.append(f"comes in {duration_text(place.start_by_us - now)} at the latest")
-    if not said:
-        return (
-            "Nobody can know yet when your turn comes: those before you may stay as long as they "
-            "like."
-        )
-    return f"Your turn {' and '.join(said)}."
-
-
-def duration_text(us: int) -> str:
-    """A wait, rounded up to whole minutes or hours."""
-    minutes = max(1, -(-us // MINUTE_US))
-    if minutes < 120:
-        return f"{minutes} minute{'' if minutes == 1 else 's'}"
-    return f"{-(-minutes // 60)} hours"
 
 
 def _told(place: RequestView) -> str:
