@@ -13,6 +13,7 @@ from gpuslice.service import (
     pagecalls,
     policycalls,
     queuecalls,
+    quotapagecalls,
 )
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import Text
@@ -95,6 +96,12 @@ def _table() -> tuple[Any, ...]:
               no, no, Page, "The bill of one lease"),
         Route(post, "leases/{lease_id}/stop", a.STOP, pagecalls.stop_from_page,
               no, no, Redirect, "The page's stop button"),
+        Route(get, "entries", a.OWN_ALL, pagecalls.entries_of_mine,
+              no, models.EntriesPageQuery, Page, "One's own rows of the ledger"),
+        Route(post, "queue/{request_id}/leave", a.OWN_ALL, pagecalls.leave_from_page,
+              no, no, Redirect, "The page's button to leave the queue"),
+        Route(post, "queue/{request_id}/change", a.OWN_ALL, pagecalls.change_from_page,
+              models.RequestForm, no, Redirect, "The page's forms to change a request"),
         # Pages of administrators.
         Route(get, "admin", a.READ_ALL, admincalls.admin_page,
               no, models.AdminQuery, Page, "Live leases and devices"),
@@ -115,4 +122,5 @@ ROUTES: tuple[AnyRoute, ...] = (
     *policycalls.ROUTES,
     *queuecalls.ROUTES,
     *moneycalls.ROUTES,
+    *quotapagecalls.ROUTES,
 )
