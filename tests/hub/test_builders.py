@@ -288,13 +288,15 @@ def test_the_form_is_accessible_and_escaped() -> None:
             offer(),
             offer(slice="cpu", title="<script>", device_model=None, memory_bytes=None,
                   share_milli=None, rate_u_per_hour=0),
-            offer(slice="whole", free=0, unavailable="all are & were taken", simulated=True),
+            offer(slice="whole", free=0, total=0, unavailable="all are & were taken",
+                  simulated=True),
         ),
         default="cpu",
     )  # fmt: skip
     soup = BeautifulSoup(page, "html.parser")
     assert soup.find("script") is None
-    radios = {str(one["value"]): one for one in soup.find_all("input", type="radio")}
+    slices = soup.find_all("input", attrs={"name": "slice", "type": "radio"})
+    radios = {str(one["value"]): one for one in slices}
     assert list(radios) == ["quarter", "cpu", "whole"]
     for radio in radios.values():
         assert radio["name"] == "slice" and radio.has_attr("required")

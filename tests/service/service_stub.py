@@ -1,4 +1,5 @@
-"""A broker in memory that implements ``gpuslice.service.ports.Broker``, and makers of messages."""
+"""A broker in memory with what pages and faults need of `gpuslice.service.ports`, and makers of
+messages; its desks only show (`desk_stub`)."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from desk_stub import StubMoney, StubPolicies, StubQueue
+
 from gpuslice import wire
 from gpuslice.errors import Refused
-from gpuslice.service.ports import Broker
 from gpuslice.units import GIB, HOUR_US, now_us
 
 LIVE = frozenset(
@@ -105,6 +107,9 @@ class StubBroker:
         #: What the broker would say beyond the rest of its health.
         self.health_details: dict[str, object] = {}
         self.leases_limit: int | None = 1
+        self.queue, self.policies, self.money = StubQueue(), StubPolicies(), StubMoney()
+        self.terms: list[wire.SliceTerms] = []
+        self.limits_left: list[str] = []
         #: Those of the last caller of `me`.
         self.groups: tuple[str, ...] = ()
 
@@ -117,10 +122,11 @@ class StubBroker:
             raise self.failure
         return self.offered
 
-    async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
+    async def choices(self, user: str, groups: Sequence[str], server: str = "") -> wire.Choices:
         return wire.Choices(
-            offers=await self.offers(user), leases_held=0, leases_limit=1, gpu_problem=None
-        )
+            offers=await self.offers(user), leases_held=0, leases_limit=1, gpu_problem=None,
+            terms=self.terms, limits=self.limits_left,
+        )  # fmt: skip
 
     async def grant(self, req: wire.LeaseRequest) -> wire.LeaseGrant:
         if self.refusal is not None:
@@ -259,6 +265,3 @@ class StubBroker:
         if view is None:
             raise Refused("no-such-lease", "There is no such lease.", status=404)
         return view
-
-
-_CONFORMS: type[Broker] = StubBroker
