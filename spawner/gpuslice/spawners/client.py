@@ -28,6 +28,8 @@ from gpuslice.wire import (
     Wire,
 )
 
+#: Refusals of our token; any other 401 or 403 is about what the user asked for.
+_TOKEN_REFUSED = ("login-needed", "forbidden")
 _OFFERS = TypeAdapter(list[Offer])
 _Answer = TypeVar("_Answer", bound=Wire)
 
@@ -206,7 +208,7 @@ def _read(status: int, raw: bytes) -> Any:
         refusal = Refusal.model_validate(body)
     except ValidationError:
         raise ServiceUnavailable(f"it answered {status}") from None
-    if status in (401, 403):
+    if refusal.reason in _TOKEN_REFUSED:
         # Our own token is wrong: nothing that the user asked for was refused.
         raise ServiceUnavailable(f"it does not accept the broker token: {refusal.message}")
     raise ServiceRefused(status, refusal)
