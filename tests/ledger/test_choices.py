@@ -20,6 +20,7 @@ class Everybody:
 
     def __init__(self) -> None:
         self.groups: dict[str, tuple[str, ...]] = {}
+        self.down = False
 
     async def stop_server(self, user: str, server: str) -> None:
         raise RuntimeError("not in these tests: the node stops servers")
@@ -28,6 +29,8 @@ class Everybody:
         raise RuntimeError("nobody chose that here")
 
     async def user(self, name: str) -> HubUser:
+        if self.down:
+            raise RuntimeError("down")
         return HubUser(name, self.groups.get(name, ()), {})
 
 
@@ -167,8 +170,44 @@ def test_one_who_left_the_group_that_pays_stops_nobody_else(
     assert lines[cy.request_id].state == "offered"
 
 
+def test_one_whose_own_limit_is_full_keeps_the_place_and_holds_nobody_up(world: World) -> None:
+    set_policy(world, "user", "bob", {"each": {"slices": 1}})
+    other = spawn(world, "bob", "cpu", [], server="other")
+    lease = spawn(world, "ada", "whole", [])
+    bob = join(world, "bob", "whole")
+    world.now += 1
+    cy = join(world, "cy", "whole")
+    finish(world, lease)
+    passes(world, MINUTE_US)
+    lines = {one.request_id: one for one in world.do(world.live().queue.all())}
+    assert lines[cy.request_id].state == "offered"
+    assert (lines[bob.request_id].state, lines[bob.request_id].position) == ("waiting", 1)
+    assert "You may hold 1 slice at a time" in (lines[bob.request_id].reason or "")
+
+    # The limit frees itself, and so, in time, does the slice.
+    finish(world, other)
+    world.do(world.live().queue.leave(cy.request_id, "cy", "cy", None))
+    world.settle_everything(3)
+    assert world.do(world.live().queue.mine("bob"))[0].state == "offered"
+
+
 def test_a_group_that_is_not_mine_cannot_be_charged_in_line_either(world: World) -> None:
     lease = spawn(world, "ada", "whole", [])
     said = refused(lambda: join(world, "bob", "whole", groups=["a"], group="b"))
     assert said.refusal.reason == "not-in-group"
     finish(world, lease)
+
+
+def test_who_got_a_slice_by_just_trying_waits_no_longer(world: World, people: Everybody) -> None:
+    lease = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole")
+    # While the hub is silent nobody's turn comes, and the slice is free.
+    people.down = True
+    finish(world, lease)
+    assert world.do(world.live().queue.mine("bob"))[0].state == "waiting"
+    mine = spawn(world, "bob", "whole", [])
+    people.down = False
+    passes(world, MINUTE_US)
+    request = world.do(world.live().queue.mine("bob"))[0]
+    assert (request.state, request.lease_id, request.reason) == ("fulfilled", mine, None)
+    finish(world, mine)

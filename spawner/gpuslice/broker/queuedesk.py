@@ -180,11 +180,13 @@ class QueueDesk:
 
         def look(session: Session) -> list[str]:
             line = queue.line(session, rules, self._times, now=self._core.now())
-            return [
+            placed = [
                 request.user_name
                 for request, outlook in zip(line.requests, line.outlooks, strict=True)
                 if outlook.placement is not None
-            ][:_AT_ONCE]
+            ]
+            barred = [one.user_name for one in line.requests if one.id in line.barred]
+            return [*placed, *barred][:_AT_ONCE]
 
         await self._core.write(lambda session, now: queue.sweep(session, now=now))
         turn = await self._core.read(look)
@@ -215,6 +217,11 @@ class QueueDesk:
         """Offer what can be offered; who is to be started by the hub is returned."""
         found = []
         tried: set[str] = set()
+        line = queue.line(session, rules, self._times, now=now)
+        for request in line.requests:
+            refused, known = line.barred.get(request.id), users.get(request.user_name)
+            if refused is not None and known is not None:
+                queue.held_up(session, request, known.groups, refused, now=now)
         # After each offer the others are looked at on the fleet as it is then.
         while (turn := self._next(session, rules, users, tried, now)) is not None:
             request, placement = turn
