@@ -125,11 +125,18 @@ def _row(one: wire.RequestView, now: int) -> RequestRow:
         server=one.server or "default server",
         slice=one.slice,
         since=text.moment(one.created_us),
-        expected=expected.replace("your turn", "the turn").replace("Your turn", "The turn"),
+        expected=_of_somebody(expected),
         auto_start=one.auto_start,
         state=one.state,
         reason=one.reason or "",
     )
+
+
+def _of_somebody(sentence: str) -> str:
+    """What is said to who waits, said of them."""
+    for yours, theirs in (("Your", "The"), ("your", "the"), ("before you", "before")):
+        sentence = sentence.replace(yours, theirs)
+    return sentence
 
 
 def reserved_leases(requests: Sequence[wire.RequestView]) -> Mapping[str, int | None]:
