@@ -19,6 +19,7 @@ class Bill:
     Attributes:
         heard_us: When the service said so.
         stop_requested_us: From here on the user pays nothing.
+        deadline_us: When a limit stops it, as things are; None: none does.
     """
 
     lease_id: str
@@ -37,6 +38,8 @@ class Bill:
     stop_requested_us: int | None
     stop_reason: str | None
     use: Use | None
+    deadline_us: int | None = None
+    deadline_reason: str | None = None
 
     def ticking(self, now_us: int) -> bool:
         """Whether it costs more every second, for all we know."""
@@ -67,7 +70,7 @@ def bill_of(me: Me, heard_us: int) -> Bill | None:
     lease = me.leases[-1]
     # The service's clock may differ from ours; what it says about time is moved over.
     shift = heard_us - me.now_us
-    stop = lease.stop_requested_us
+    stop, deadline = lease.stop_requested_us, lease.deadline_us
     return Bill(
         lease_id=lease.lease_id,
         title=lease.title,
@@ -85,6 +88,8 @@ def bill_of(me: Me, heard_us: int) -> Bill | None:
         stop_requested_us=None if stop is None else stop + shift,
         stop_reason=lease.stop_reason,
         use=lease.use,
+        deadline_us=None if deadline is None else deadline + shift,
+        deadline_reason=lease.deadline_reason,
     )
 
 

@@ -82,6 +82,8 @@ def sample_answer(parts: Parts, since: int) -> dict[str, Any]:
             "ticking": bill.ticking(now),
             "stop_requested_us": bill.stop_requested_us,
             "stop_reason": bill.stop_reason,
+            "deadline_us": bill.deadline_us,
+            "deadline_reason": bill.deadline_reason,
         }
     if rows:
         answer["device"] = _device(rows[-1].value)

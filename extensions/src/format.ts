@@ -74,6 +74,17 @@ export function price(micro: number, currency: string, locale?: string): string 
   return `${text} ${currency}`;
 }
 
+/** "3 h 20 min", rounded down: nobody is promised more time than there is. */
+export function duration(us: number, trans: TranslationBundle): string {
+  const minutes = Math.floor(us / 60e6);
+  if (minutes < 1) {
+    return trans.__('less than a minute');
+  }
+  const hours = Math.floor(minutes / 60);
+  const rest = String(minutes % 60);
+  return hours === 0 ? trans.__('%1 min', rest) : trans.__('%1 h %2 min', String(hours), rest);
+}
+
 /** "10:32" in the browser's time zone. */
 export function clock(us: number, locale?: string): string {
   return new Intl.DateTimeFormat(locale, {

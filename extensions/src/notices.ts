@@ -52,6 +52,11 @@ export function claimed(
   return fresh.filter(notice => last > 0 || browserUs - notice.created_us < OLD_US);
 }
 
+/** Whether it stays until somebody has seen it: a warning, and a turn that passes unless taken. */
+export function stays(notice: INotice): boolean {
+  return notice.severity !== 'info' || notice.kind === 'offer';
+}
+
 /** Whether *keep* is an answer to it: the slice is about to go because it is idle. */
 export function canKeep(notice: INotice): boolean {
   return notice.lease_id !== null && notice.kind.includes('idle');

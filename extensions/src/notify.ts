@@ -5,7 +5,7 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import { Poll } from '@lumino/polling';
 
 import { browserUs } from './model';
-import { canKeep, claimed, type INotice, isNotices, lastShown } from './notices';
+import { canKeep, claimed, type INotice, isNotices, lastShown, stays } from './notices';
 import { request } from './request';
 
 const EVERY_MS = 15000;
@@ -43,10 +43,9 @@ export class Notifier {
   }
 
   private _show(notice: INotice): void {
-    const type = notice.severity === 'info' ? 'info' : notice.severity;
-    Notification.emit(notice.message, type, {
+    Notification.emit(notice.message, notice.severity, {
       // What needs a decision waits for it.
-      autoClose: type === 'info' ? INFO_MS : false,
+      autoClose: stays(notice) ? false : INFO_MS,
       actions: canKeep(notice)
         ? [
             {

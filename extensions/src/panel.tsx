@@ -86,6 +86,11 @@ function Panel(props: {
           <p key={remark}>{remark}</p>
         ))}
       </div>
+      {shown.ends !== null && (
+        <Section title={trans.__('Time left')} value={shown.left}>
+          <p className="jp-GpuSlicePanel-note">{shown.ends}</p>
+        </Section>
+      )}
       {state.device?.kind !== 'none' && (
         <>
           <Memory state={state} shown={shown} now={now} trans={trans} />

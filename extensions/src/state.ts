@@ -32,6 +32,9 @@ export interface IBill {
   readonly ticking: boolean;
   readonly stop_requested_us: number | null;
   readonly stop_reason: string | null;
+  /** When a limit stops it, as things are, and which. */
+  readonly deadline_us: number | null;
+  readonly deadline_reason: string | null;
 }
 
 /** What `GET sample` answers. A row is [sequence, taken, memory, utilisation, cost]. */
@@ -156,6 +159,20 @@ export function costNow(state: IState, browserUs: number): ICost | null {
     return { micro: accrued(bill, bill.stop_requested_us), asOfUs: null };
   }
   return { micro: bill.cost_u, asOfUs: running ? bill.as_of_us : null };
+}
+
+/** Microseconds until a limit stops the server; null when none does, or it is being stopped. */
+export function leftUs(state: IState, browserUs: number): number | null {
+  const { bill } = state;
+  if (
+    bill === null ||
+    bill.deadline_us === null ||
+    bill.state !== 'running' ||
+    bill.stop_requested_us !== null
+  ) {
+    return null;
+  }
+  return Math.max(0, bill.deadline_us - (browserUs + state.offsetUs));
 }
 
 function accrued(bill: IBill, untilUs: number): number {

@@ -70,6 +70,7 @@ function Status(props: {
       )}
       {shown.cost !== null && <span>{shown.cost}</span>}
       {shown.rate !== null && <span className="jp-GpuSlice-quiet">{shown.rate}</span>}
+      {shown.left !== null && <span>{shown.left}</span>}
       {shown.remarks.length > 0 && shown.memory !== null && <span aria-hidden="true">⚠</span>}
     </button>
   );
@@ -90,6 +91,8 @@ function sentence(shown: IReading, trans: TranslationBundle): string {
     busy && trans.__('Utilisation: %1', busy),
     shown.cost && trans.__('Cost so far: %1', shown.cost),
     shown.rate,
+    shown.left,
+    shown.ends,
     ...shown.remarks
   ];
   return parts.filter(Boolean).join('\n');

@@ -2,7 +2,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import * as format from './format';
-import { costNow, type IState, lastSeenUs, present } from './state';
+import { costNow, type IState, lastSeenUs, leftUs, present } from './state';
 
 /** What to show now, every number as text; null where there is none. */
 export interface IReading {
@@ -16,6 +16,9 @@ export interface IReading {
   readonly utilisationReason: string | null;
   readonly cost: string | null;
   readonly rate: string | null;
+  /** How long until a limit stops the server: short, and as a sentence. */
+  readonly left: string | null;
+  readonly ends: string | null;
   readonly simulated: boolean;
   /** What is wrong or will happen, a sentence each, the most important first. */
   readonly remarks: readonly string[];
@@ -57,9 +60,27 @@ export function reading(state: IState, browserUs: number, trans: TranslationBund
     rate: bill
       ? trans.__('%1 per hour', format.price(bill.rate_u_per_hour, bill.currency, language))
       : null,
+    ...ending(state, browserUs, trans),
     simulated: Boolean(device?.simulated || bill?.simulated),
     remarks: remarks(state, browserUs, trans)
   };
+}
+
+function ending(
+  state: IState,
+  browserUs: number,
+  trans: TranslationBundle
+): Pick<IReading, 'left' | 'ends'> {
+  const us = leftUs(state, browserUs);
+  const { bill } = state;
+  if (us === null || bill === null || bill.deadline_us === null) {
+    return { left: null, ends: null };
+  }
+  const at = time(state, bill.deadline_us);
+  const ends = bill.deadline_reason
+    ? trans.__('As things are it is stopped at %1: %2', at, bill.deadline_reason)
+    : trans.__('As things are it is stopped at %1.', at);
+  return { left: trans.__('%1 left', format.duration(us, trans)), ends };
 }
 
 /** A number that is not of now always carries its time. */

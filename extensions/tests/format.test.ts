@@ -27,6 +27,17 @@ void test('a price is not rounded to something else', () => {
   assert.equal(format.price(2_500_000, 'EUR', 'en'), '2.50 EUR');
 });
 
+void test('a time that is left is never rounded up', () => {
+  const trans = {
+    __: (text: string, ...parts: string[]) =>
+      parts.reduce((said, part, at) => said.replace(`%${at + 1}`, part), text)
+  };
+  const told = (us: number) => format.duration(us, trans as never);
+  assert.equal(told(59e6), 'less than a minute');
+  assert.equal(told(119e6), '1 min');
+  assert.equal(told(3600e6 * 3 + 20.9 * 60e6), '3 h 20 min');
+});
+
 void test('percent is whole', () => {
   assert.equal(format.percent(39.6, 'en'), '40%');
   assert.equal(format.percent(0, 'en'), '0%');

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { canKeep, claimed, type INotice, isNotices, type Store } from '../src/notices';
+import { canKeep, claimed, type INotice, isNotices, stays, type Store } from '../src/notices';
 
 const NOW = 1_800_000_000e6;
 
@@ -45,6 +45,14 @@ void test('a store with rubbish in it does no harm', () => {
   const shared = store();
   shared.setItem('k', 'rubbish');
   assert.equal(claimed([notice(1)], shared, 'k', NOW).length, 1);
+});
+
+void test('what needs an answer stays until it is seen', () => {
+  for (const kind of ['used-80', 'used-95', 'ends-10', 'ends-2', 'queue', 'reservation']) {
+    assert.ok(stays(notice(1, { kind, severity: 'warning' })), kind);
+  }
+  assert.ok(stays(notice(1, { kind: 'offer' })));
+  assert.ok(!stays(notice(1, { kind: 'queue' })));
 });
 
 void test('keep is offered where it is an answer', () => {

@@ -28,7 +28,9 @@ const BILL: state.IBill = {
   simulated: false,
   ticking: true,
   stop_requested_us: null,
-  stop_reason: null
+  stop_reason: null,
+  deadline_us: null,
+  deadline_reason: null
 };
 
 function answer(sequences: number[], more: Partial<state.IAnswer> = {}): state.IAnswer {
@@ -139,4 +141,18 @@ void test('what is no answer is recognised', () => {
   for (const wrong of [null, 'x', {}, { boot: 'x' }, []]) {
     assert.ok(!state.isAnswer(wrong));
   }
+});
+
+void test('the time left is by the server clock, and none while it is being stopped', () => {
+  const at = (more: Partial<state.IBill>, now = NOW) =>
+    state.leftUs(
+      state.merged(state.EMPTY, answer([], { bill: { ...BILL, ...more }, now_us: NOW + S }), NOW),
+      now
+    );
+  assert.equal(at({}), null);
+  const deadline_us = NOW + 61 * S;
+  assert.equal(at({ deadline_us }), 60 * S);
+  assert.equal(at({ deadline_us }, NOW + 90 * S), 0);
+  assert.equal(at({ deadline_us, state: 'stopping' }), null);
+  assert.equal(at({ deadline_us, stop_requested_us: NOW }), null);
 });

@@ -72,6 +72,14 @@ def format_money(micro: int, currency: str = "", *, places: int = 2) -> str:
     return f"{text} {currency}".strip()
 
 
+def format_wait(us: int) -> str:
+    """A time to wait as text for people, rounded up to whole minutes or hours."""
+    minutes = max(1, -(-us // MINUTE_US))
+    if minutes < 120:
+        return f"{minutes} minute{'' if minutes == 1 else 's'}"
+    return f"{-(-minutes // 60)} hours"
+
+
 def parse_memory(value: str | int) -> int:
     """Memory such as ``"10 GiB"``, ``"512M"`` (binary) or ``"80GB"`` (decimal) to bytes.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gpuslice.units import MAX_TIME_US
+from gpuslice.units import MAX_TIME_US, format_wait
 
 
 class Wire(BaseModel):
@@ -328,14 +328,27 @@ class Offer(Wire):
 
 
 class ChoicesRequest(Wire):
-    """Asks what a user may choose from on the spawn page."""
+    """Asks what a user may choose from on the spawn page of one server."""
 
     user: UserName
     groups: Annotated[list[str], Field(max_length=1000)] = []
+    server: ServerName = ""
+
+
+class SliceTerms(Wire):
+    """What the user's limits say of one slice type now, and how many wait for one.
+
+    ``refused``: why it cannot be had now; ``forbidden``: it never can, and waiting does not help.
+    """
+
+    slice: SliceName
+    refused: str | None
+    forbidden: bool
+    waiting: Annotated[int, Field(ge=0)]
 
 
 class Choices(Wire):
-    """What a user may choose from now, and how many slices are left to the user.
+    """What a user may choose from now, and what is left to the user.
 
     ``gpu_problem`` is one sentence when the node's GPUs cannot be used.
     """
@@ -344,6 +357,78 @@ class Choices(Wire):
     leases_held: int
     leases_limit: int | None
     gpu_problem: str | None
+    #: One for each offer.
+    terms: list[SliceTerms] = []
+    #: What is left of every limit, a sentence each.
+    limits: list[str] = []
+    #: The user's groups that can be charged; with one or none there is nothing to choose.
+    charges: list[str] = []
+    #: The cost of a whole session is reserved, so its length has to be said.
+    hours_needed: bool = False
+    #: The longest session; None: any length.
+    longest_us: Micros | None = None
+    #: What this very server waits for, or what is reserved for it.
+    request: RequestView | None = None
+
+
+# --- the queue ------------------------------------------------------------------------------
+
+
+class RequestView(Wire):
+    """A place in the queue. ``position`` is null once its turn has come.
+
+    ``start_by_us``: it starts by then at the latest; ``expected_us``: a guess. Both null: nobody
+    can know.
+    """
+
+    request_id: LeaseId
+    user: str
+    server: str
+    slice: SliceName
+    auto_start: bool
+    state: Literal["waiting", "offered", "starting", "fulfilled", "left", "expired", "refused"]
+    position: int | None
+    waiting: int
+    start_by_us: Micros | None
+    expected_us: Micros | None
+    offer_til_us: Micros | None
+    lease_id: LeaseId | None
+    reason: str | None
+    created_us: Micros
+    version: int
+
+    def outlook(self, now: int) -> str:
+        """When its turn comes, in a sentence: a promise, a guess, or an honest nothing."""
+        said = []
+        if self.expected_us is not None:
+            said.append(f"is expected in about {format_wait(self.expected_us - now)}")
+        if self.start_by_us is not None:
+            said.append(f"comes in {format_wait(self.start_by_us - now)} at the latest")
+        if not said:
+            return (
+                "Nobody can know yet when your turn comes: those before you may stay as long as "
+                "they like."
+            )
+        return f"Your turn {' and '.join(said)}."
+
+
+class JoinQueue(Wire):
+    """Waits for a slice for one named server. ``options`` are what it is to be started with."""
+
+    slice: SliceName
+    server: ServerName = ""
+    auto_start: bool = False
+    options: dict[str, Annotated[str, Field(max_length=500)]] = Field({}, max_length=20)
+    #: The group to be charged, and how long the user needs the slice.
+    group: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    declared_us: Annotated[int, Field(gt=0, le=1 << 50)] | None = None
+
+
+class JoinFor(JoinQueue):
+    """What the spawner sends when nothing is free and its user chose to wait."""
+
+    user: UserName
+    groups: list[str] = Field([], max_length=1000)
 
 
 class StopLease(Wire):
@@ -379,6 +464,9 @@ class LeaseView(Wire):
     stop_reason: str | None
     end_reason: str | None
     exit_code: int | None
+    #: When a limit will stop it, as last computed, and which.
+    deadline_us: Micros | None = None
+    deadline_reason: str | None = None
     rate_u_per_hour: Money
     #: What the user pays so far (up to ``covered_us``), and what the platform absorbs.
     cost_u: Money

@@ -29,10 +29,10 @@ def test_whoever_comes_second_is_told_why_and_what_is_free(
     assert "H100, whole" in told or "whole" in told
     assert "quarter" in told and "first" not in told
     assert platform.lease("second") is None
-    # The page is fresh, too: what is taken cannot be chosen, what is free can.
+    # The page is fresh, too: what is taken can only be waited for.
     taken = second.card("H100, whole")
-    assert taken.get_by_role("radio").is_disabled()
     assert "in use" in taken.inner_text()
+    second.page.get_by_role("group", name="If nothing is free").wait_for()
     second.picture("refused")
     second.choose("L4, quarter")
     second.wait_for_lab()

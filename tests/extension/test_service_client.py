@@ -242,3 +242,11 @@ def test_a_lease_that_has_not_started_costs_nothing() -> None:
     bill = bill_of(a_me(lease), heard_us=now_us())
     assert bill is not None
     assert bill.cost_at(bill.heard_us + 10 * SECOND_US) == 0
+
+
+def test_the_deadline_is_told_in_this_machines_time() -> None:
+    bill = _bill(deadline_us=2 * HOUR_US, deadline_reason="20 GPU-hours a week are used up")
+    # The service's clock is an hour less five seconds behind ours.
+    assert bill.deadline_us == 3 * HOUR_US - 5 * SECOND_US
+    assert bill.deadline_reason == "20 GPU-hours a week are used up"
+    assert _bill().deadline_us is None

@@ -32,7 +32,8 @@ from gpuslice.spawners.form import options_form, unavailable_form
 from gpuslice.spawners.options import Choice, choice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
 from gpuslice.spawners.refusal import SpawnRefused
-from gpuslice.spawners.words import as_refusal
+from gpuslice.spawners.words import as_refusal, in_line
+from gpuslice.units import HOUR_US, MINUTE_US
 from gpuslice.wire import (
     Choices,
     Enforcement,
@@ -40,8 +41,10 @@ from gpuslice.wire import (
     LeaseState,
     Offer,
     Refusal,
+    RequestView,
     SliceKind,
     SliceName,
+    SliceTerms,
 )
 
 LEASE = "0123456789abcdef" * 2
@@ -162,7 +165,10 @@ JSON = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text() | st.just("slice") | st.just("profile"), JSON))
+KEYS = st.sampled_from(["slice", "profile", "hours", "charge", "queue"])
+
+
+@given(st.dictionaries(st.text() | KEYS, JSON))
 def test_whatever_comes_is_a_slice_name_or_a_short_clear_400(options: dict[str, Any]) -> None:
     try:
         name = choice(options, "", {}).slice
@@ -192,9 +198,41 @@ def test_the_pattern_is_the_wires(name: str) -> None:
 def test_default_and_stored_options() -> None:
     assert choice({}, "cpu", {}) == Choice("cpu")
     assert choice({"slice": ""}, "cpu", {}) == Choice("cpu")
-    assert choice(stored_options("quarter"), "", {}) == Choice("quarter")
+    assert choice(stored_options(Choice("quarter")), "", {}) == Choice("quarter")
     with pytest.raises(SpawnRefused, match="a number"):
         choice({"slice": math.nan}, "cpu", {})
+
+
+@pytest.mark.parametrize(
+    ("hours", "us"),
+    [("2", 2 * HOUR_US), (2, 2 * HOUR_US), (1.5, 3 * HOUR_US // 2), (" 0.000001 ", 3600),
+     ("8784", 8784 * HOUR_US), ("", None), (None, None)],
+)  # fmt: skip
+def test_hours_come_alike_from_form_and_rest(hours: Any, us: int | None) -> None:
+    chosen = choice({"slice": "cpu", "hours": hours}, "", {})
+    assert chosen.declared_us == us
+    # What the hub keeps and hands back means the same.
+    assert choice(stored_options(chosen), "", {}) == chosen
+
+
+@pytest.mark.parametrize(
+    "hours", [0, "0.0", -1, "2,5", "1e3", "8785", "nan", math.inf, True, [2], {"h": 2}, "२"]
+)
+def test_what_is_no_number_of_hours_is_refused(hours: Any) -> None:
+    with pytest.raises(SpawnRefused, match="number of hours") as caught:
+        choice({"slice": "cpu", "hours": hours}, "", {})
+    assert caught.value.status_code == 400
+
+
+def test_who_pays_is_kept_and_whether_to_wait_is_not() -> None:
+    chosen = choice({"slice": "cpu", "charge": "course é", "queue": "start"}, "", {})
+    assert (chosen.charge, chosen.queue) == ("course é", "start")
+    kept = stored_options(chosen)
+    assert kept == {"slice": "cpu", "profile": "cpu", "charge": "course é"}
+    assert choice(kept, "", {}).queue == "no"
+    for wrong in ({"queue": "yes"}, {"queue": True}, {"charge": 3}, {"charge": "x" * 256}):
+        with pytest.raises(SpawnRefused, match=r"no, tell or start|group"):
+            choice({"slice": "cpu", **wrong}, "", {})
 
 
 def test_flatten() -> None:
@@ -250,13 +288,15 @@ def test_the_form_is_accessible_and_escaped() -> None:
             offer(),
             offer(slice="cpu", title="<script>", device_model=None, memory_bytes=None,
                   share_milli=None, rate_u_per_hour=0),
-            offer(slice="whole", free=0, unavailable="all are & were taken", simulated=True),
+            offer(slice="whole", free=0, total=0, unavailable="all are & were taken",
+                  simulated=True),
         ),
         default="cpu",
     )  # fmt: skip
     soup = BeautifulSoup(page, "html.parser")
     assert soup.find("script") is None
-    radios = {str(one["value"]): one for one in soup.find_all("input", type="radio")}
+    slices = soup.find_all("input", attrs={"name": "slice", "type": "radio"})
+    radios = {str(one["value"]): one for one in slices}
     assert list(radios) == ["quarter", "cpu", "whole"]
     for radio in radios.values():
         assert radio["name"] == "slice" and radio.has_attr("required")
@@ -291,6 +331,99 @@ def test_the_form_says_what_is_reserved() -> None:
     soup = BeautifulSoup(page, "html.parser")
     cards = {str(card["for"]): card.get_text(" ", strip=True) for card in soup.find_all("label")}
     assert note in cards["slice-quarter"] and "Reserved" not in cards["slice-half"]
+
+
+def request(**changes: Any) -> RequestView:
+    values: dict[str, Any] = {
+        "request_id": LEASE, "user": "ann", "server": "", "slice": "whole", "auto_start": False,
+        "state": "waiting", "position": 2, "waiting": 5, "start_by_us": None, "expected_us": None,
+        "offer_til_us": None, "lease_id": None, "reason": None, "created_us": 1, "version": 1,
+    }  # fmt: skip
+    return RequestView(**(values | changes))
+
+
+def terms(name: str, **changes: Any) -> SliceTerms:
+    values = {"slice": name, "refused": None, "forbidden": False, "waiting": 0}
+    return SliceTerms(**(values | changes))
+
+
+def form(*offers: Offer, default: str = "", **more: Any) -> BeautifulSoup:
+    return BeautifulSoup(options_form(choices(*offers, **more), default), "html.parser")
+
+
+def test_what_is_taken_can_be_waited_for_and_what_a_limit_refuses_cannot_be_chosen() -> None:
+    soup = form(
+        offer(slice="whole", free=0, total=1, unavailable="All are in use."),
+        offer(slice="quarter"),
+        terms=[terms("whole", waiting=2),
+               terms("quarter", refused="You may not take <quarters>.", forbidden=True)],
+        default="quarter",
+    )  # fmt: skip
+    whole, quarter = (one["id"] for one in soup.find_all("input", attrs={"name": "slice"}))
+    assert not soup.find(id=whole).has_attr("disabled")  # type: ignore[union-attr]
+    assert soup.find(id=quarter).has_attr("disabled")  # type: ignore[union-attr]
+    assert not soup.find_all("input", attrs={"name": "slice"}, checked=True)
+    words = soup.get_text(" ", strip=True)
+    assert "All are in use; 2 wait for one" in words
+    assert "You may not take <quarters>." in words
+    waits = soup.find_all("input", attrs={"name": "queue"})
+    assert [one["value"] for one in waits] == ["tell", "start", "no"]
+    # Where something of everything is free there is nothing to wait for.
+    assert not form(offer()).find_all("input", attrs={"name": "queue"})
+
+
+def test_hours_and_groups_are_asked_for_where_they_matter() -> None:
+    plain = form(offer())
+    hours = plain.find("input", attrs={"name": "hours"})
+    assert hours is not None and not hours.has_attr("required") and not hours.has_attr("max")
+    assert plain.find("select", attrs={"name": "charge"}) is None
+    assert form(offer(), charges=["one"]).find("select", attrs={"name": "charge"}) is None
+
+    asked = form(offer(), charges=["one", "<two>"], hours_needed=True,
+                 longest_us=9 * HOUR_US // 2,
+                 limits=["16 of 20 GPU-hours a week left (group <two> in total)."])  # fmt: skip
+    hours = asked.find("input", attrs={"name": "hours"})
+    assert hours is not None and hours.has_attr("required") and hours["max"] == "4.5"
+    groups = asked.find("select", attrs={"name": "charge"})
+    assert groups is not None
+    assert [one["value"] for one in groups.find_all("option")] == ["", "one", "<two>"]
+    assert "16 of 20 GPU-hours a week left" in asked.get_text()
+
+
+def test_the_form_shows_a_place_in_line_and_chooses_what_is_reserved() -> None:
+    waits = form(offer(slice="whole", free=0, total=1), request=request())
+    assert "number 2 of 5 in line" in waits.get_text()
+    assert "Nobody can know yet" in waits.get_text()
+
+    mine = form(
+        offer(slice="quarter"), offer(slice="whole", title="A whole GPU", free=0, total=1),
+        # The reservation itself is what fills the limit.
+        terms=[terms("whole", refused="You may hold 1 slice at a time.")],
+        request=request(state="offered", position=None, offer_til_us=1_790_000_000_000_000),
+        default="quarter",
+    )  # fmt: skip
+    (checked,) = mine.find_all("input", attrs={"name": "slice"}, checked=True)
+    assert checked["value"] == "whole" and not checked.has_attr("disabled")
+    assert "A whole GPU is reserved for you until 14:13 UTC" in mine.get_text()
+
+
+def test_a_refused_start_says_the_place_in_line_the_wait_and_what_is_free() -> None:
+    refusal = Refusal(reason="gpu-full", message="full", alternatives=["cpu"])
+
+    def said(**changes: Any) -> str:
+        refused = in_line(request(**changes), refusal, now=0)
+        assert (refused.reason, refused.status_code) == ("in-line", 503)
+        return refused.jupyterhub_message
+
+    unknown = said()
+    assert "You are number 2 of 5 in line for a slice whole." in unknown
+    assert "Nobody can know yet" in unknown and "Free now: cpu." in unknown
+    assert "You are told when it is your turn" in unknown
+    guess = said(expected_us=25 * MINUTE_US, auto_start=True)
+    assert "Your turn is expected in about 25 minutes." in guess
+    assert "starts by itself" in guess
+    sure = said(expected_us=MINUTE_US // 2, start_by_us=3 * HOUR_US)
+    assert "is expected in about 1 minute and comes in 3 hours at the latest." in sure
 
 
 def test_every_watcher_of_a_start_sees_all_of_it() -> None:

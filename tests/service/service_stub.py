@@ -1,4 +1,5 @@
-"""A broker in memory with what the tests need of `gpuslice.service.ports`, makers of messages."""
+"""A broker in memory with what pages and faults need of `gpuslice.service.ports`, and makers of
+messages; its desks only show (`desk_stub`)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from desk_stub import StubMoney, StubPolicies, StubQueue
+
 from gpuslice import wire
-from gpuslice.broker.queuedesk import JoinFor, RequestView
 from gpuslice.broker.stats import Counts, Snapshot, Waits
 from gpuslice.errors import Refused
 from gpuslice.ledger.idempotency import Claim, Done
@@ -88,27 +90,6 @@ def make_limit(**changes: Any) -> wire.LimitView:
     return wire.LimitView(**(fields | changes))
 
 
-def make_request(user: str, **changes: Any) -> RequestView:
-    fields: dict[str, Any] = {
-        "request_id": uuid.uuid4().hex,
-        "user": user,
-        "server": "",
-        "slice": "quarter",
-        "auto_start": False,
-        "state": "waiting",
-        "position": 1,
-        "waiting": 1,
-        "start_by_us": None,
-        "expected_us": None,
-        "offer_til_us": None,
-        "lease_id": None,
-        "reason": None,
-        "created_us": now_us(),
-        "version": 1,
-    }
-    return RequestView(**(fields | changes))
-
-
 class StubCore:
     """Answers by key. ``done_before`` of the real one looks into the ledger."""
 
@@ -122,41 +103,15 @@ class StubCore:
         self.done[claim.caller, claim.key] = Done(claim.fingerprint, status, text)
 
 
-class StubQueue:
-    """Requests in a list."""
-
-    def __init__(self) -> None:
-        self.requests: list[RequestView] = []
-
-    async def join(self, body: JoinFor) -> RequestView:
-        self.requests.append(make_request(body.user, slice=body.slice, server=body.server))
-        return self.requests[-1]
-
-    async def mine(self, user: str) -> list[RequestView]:
-        return [one for one in self.requests if one.user == user]
-
-    async def page(
-        self, user: str, live: bool | None, limit: int, before: str | None
-    ) -> tuple[list[RequestView], str | None]:
-        return (await self.mine(user))[:limit], None
-
-    async def all(self) -> list[RequestView]:
-        return self.requests
-
-
 class StubBroker:
     """Leases in a dictionary. ``calls`` records what changed something, in order.
 
     It is there for faults and for pages. What policies and money do is tested on the real broker
-    (`serviceledger`), so their desks are none here.
+    (`serviceledger`).
     """
-
-    policies = None
-    money = None
 
     def __init__(self) -> None:
         self.core = StubCore()
-        self.queue = StubQueue()
         self.views: dict[str, wire.LeaseView] = {}
         self.attempts: dict[str, wire.LeaseGrant] = {}
         self.calls: list[tuple[Any, ...]] = []
@@ -172,6 +127,9 @@ class StubBroker:
         #: What the broker would say beyond the rest of its health.
         self.health_details: dict[str, object] = {}
         self.leases_limit: int | None = 1
+        self.queue, self.policies, self.money = StubQueue(), StubPolicies(), StubMoney()
+        self.terms: list[wire.SliceTerms] = []
+        self.limits_left: list[str] = []
         #: Those of the last caller of `me`.
         self.groups: tuple[str, ...] = ()
 
@@ -184,10 +142,11 @@ class StubBroker:
             raise self.failure
         return self.offered
 
-    async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
+    async def choices(self, user: str, groups: Sequence[str], server: str = "") -> wire.Choices:
         return wire.Choices(
-            offers=await self.offers(user), leases_held=0, leases_limit=1, gpu_problem=None
-        )
+            offers=await self.offers(user), leases_held=0, leases_limit=1, gpu_problem=None,
+            terms=self.terms, limits=self.limits_left,
+        )  # fmt: skip
 
     async def grant(self, req: wire.LeaseRequest) -> wire.LeaseGrant:
         if self.refusal is not None:

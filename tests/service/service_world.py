@@ -86,7 +86,7 @@ class ServiceThread:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         sockets = bind_sockets(self._port, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
-        self.app = make_app(self.broker, self.config)
+        self.app = make_app(self.broker, self.config)  # type: ignore[arg-type]
         server = HTTPServer(self.app, max_body_size=2 << 20, max_buffer_size=2 << 20)
         server.add_sockets(sockets)
         self._ready.set()

@@ -8,10 +8,12 @@ from typing import Any
 import httpx
 import pytest
 from bs4 import BeautifulSoup
+from desk_stub import make_entry, make_policy, make_request
 from service_stub import make_lease, make_limit, make_offer
 from service_world import ACCESS, ServiceThread, make_config
 
 from gpuslice import wire
+from gpuslice.broker.moneyviews import PriceView
 from gpuslice.service import look
 from gpuslice.service.pages import Page, Viewer
 from gpuslice.service.routes import ROUTES
@@ -84,6 +86,14 @@ def fill_with(service: ServiceThread, text: str) -> wire.LeaseView:
     )  # fmt: skip
     add_bill(service, text, server=text, title=text, device_model=text, stop_reason=text)
     broker.offered = [make_offer(title=text, device_model=text, unavailable=text, free=0)]
+    broker.limits_left = [text]
+    broker.queue.requests = [make_request(text, server=text, reason=text)]
+    broker.policies.views = [make_policy("everyone", actor=text, reason=text)]
+    broker.money.rows = [make_entry(text, memo=text, actor=text)]
+    broker.money.price_views = [
+        PriceView(price_list="default", slice="quarter", rate_u_per_hour=1, from_us=1, til_us=None,
+                  actor=text),
+    ]  # fmt: skip
     broker.limit_views = [make_limit(scope="user", name=text, actor=text)]
     broker.audit_rows = [
         wire.AuditRow(id=1, at_us=1, actor=text, action=text, subject=text, before=text, after=text,

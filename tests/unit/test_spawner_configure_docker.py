@@ -217,12 +217,14 @@ def test_an_image_is_one_of_the_list_or_a_refusal(image: Any) -> None:
 def test_no_image_is_the_engines_first_and_an_engine_without_images_has_no_such_option() -> None:
     assert choice({"slice": "cpu"}, "", IMAGES) == Choice("cpu", None)
     assert choice({"slice": "cpu", "image": ""}, "", IMAGES) == Choice("cpu", None)
-    kept = stored_options("cpu", "lab:3")
+    kept = stored_options(Choice("cpu", "lab:3"))
     assert choice(kept, "", IMAGES) == Choice("cpu", "lab:3")
-    with pytest.raises(SpawnRefused, match=r"Unknown option 'image'; the only option is 'slice'"):
+    with pytest.raises(
+        SpawnRefused, match=r"Unknown option 'image'; the options are 'slice', 'hours'"
+    ):
         choice({"slice": "cpu", "image": "lab:1"}, "", {})
-    with pytest.raises(SpawnRefused, match=r"the options are 'slice' and 'image'"):
-        choice({"slice": "cpu", "hours": 1}, "", IMAGES)
+    with pytest.raises(SpawnRefused, match=r"the options are 'slice', 'image', 'hours'"):
+        choice({"slice": "cpu", "days": 1}, "", IMAGES)
 
 
 def test_the_form_has_a_choice_of_images_only_where_there_is_one() -> None:

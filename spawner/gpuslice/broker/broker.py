@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from gpuslice import wire
 from gpuslice.broker import (
     admin,
+    choices,
     devices,
     grant,
     lifecycle,
@@ -364,15 +365,21 @@ class Broker:
 
         return await self._serve(self._db.aread(work))
 
-    async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
-        """What a user may choose from: the offers, and how many slices the limit leaves."""
+    async def choices(self, user: str, groups: Sequence[str], server: str = "") -> wire.Choices:
+        """What a user may choose from for one server: the offers, what the limits say of each and
+        leave, and this server's place in the queue."""
         mine = await self.me(user, None, groups)
+        rules, now = self._rules(), self.core.now()
+        found = await self.core.serve_read(lambda s: choices.terms(s, user, groups, rules, now=now))
         return wire.Choices(
             offers=await self.offers(user, groups),
             leases_held=len(mine.leases),
             leases_limit=mine.leases_limit,
             gpu_problem=self._inventory.gpu_problem if self._inventory else None,
-        )
+            terms=found.slices, limits=found.limits, charges=found.charges,
+            hours_needed=found.hours_needed, longest_us=found.longest_us,
+            request=await self.queue.waiting(user, server),
+        )  # fmt: skip
 
     async def grant(self, request: wire.LeaseRequest) -> wire.LeaseGrant:
         """Grant a slice and have the node prepare it.

@@ -60,10 +60,15 @@ class QueueRules:
 
 @dataclass(frozen=True)
 class Line:
-    """The queue at one moment: who waits in which order, and what each may expect."""
+    """The queue at one moment: who waits in which order, and what each may expect.
+
+    ``barred``: whom their own limits refuse now. They keep their place, and nobody behind them
+    waits for what they may not take.
+    """
 
     requests: tuple[QueueRequest, ...]
     outlooks: tuple[Outlook, ...]
+    barred: Mapping[str, Refused]
 
     def of(self, request_id: str) -> tuple[int, Outlook] | None:
         """The place in line (from 1) and the outlook of a request that waits."""
@@ -225,6 +230,7 @@ def as_lease_request(
     return wire.LeaseRequest(
         attempt=request.id, user=request.user_name, server=request.server_name,
         slice=request.slice_type, declared_us=request.declared_us,
+        group=json.loads(request.options).get("charge"),
         groups=list(json.loads(request.groups) if groups is None else groups),
     )  # fmt: skip
 
@@ -272,24 +278,30 @@ def line(session: Session, rules: GrantRules, queue: QueueRules, *, now: int) ->
         )
     }
     if not rows:
-        return Line((), ())
-    ordered = [rows[place.request_id] for place in _ordered(session, rows, rules, now)]
+        return Line((), (), {})
+    places, barred = _ordered(session, rows, rules, now)
+    ordered = [rows[place.request_id] for place in places]
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
     fleet = without_nodes(fleet_snapshot(session, rules.host_reserve_ram), rules.closed_nodes)
     ends, guesses = guessed_ends(session, now)
     booked = bookings(session, rules, now=now, til_us=now + HORIZON_US, slack_us=queue.offer_us)
     found = outlooks(
-        [_waiting(one, rules, queue, booked, now) for one in known], fleet, ends=ends,
-        guesses=guesses, stays=usual_stays(session, now),
+        [_waiting(one, rules, queue, booked, now) for one in known if one.id not in barred], fleet,
+        ends=ends, guesses=guesses, stays=usual_stays(session, now),
         rules=Rules(rules.reserve_bytes, ceilings(session)), now=now,
     )  # fmt: skip
-    return Line(tuple(known), tuple(found))
+    of = {one.request_id: one for one in found}
+    nothing = [of.get(one.id) or Outlook(one.id, None, None, None) for one in known]
+    return Line(tuple(known), tuple(nothing), barred)
 
 
 def _ordered(
     session: Session, rows: Mapping[str, QueueRequest], rules: GrantRules, now: int
-) -> list[queueorder.Place]:
-    places = [_place_in_line(session, row, rules, now) for row in rows.values()]
+) -> tuple[list[queueorder.Place], dict[str, Refused]]:
+    """The places in their order, and whom their own limits refuse now."""
+    found = [_place_in_line(session, row, rules, now) for row in rows.values()]
+    places = [place for place, _ in found]
+    barred = {place.request_id: refused for place, refused in found if refused is not None}
     since = now - queueorder.FORGOTTEN_US
     concerned = {place.account_id for place in places} | {
         place.group_id for place in places if place.group_id is not None
@@ -301,20 +313,30 @@ def _ordered(
         )
         for account_id in concerned
     }
-    return queueorder.in_order(places, used, now)
+    return queueorder.in_order(places, used, now), barred
 
 
 def _place_in_line(
     session: Session, row: QueueRequest, rules: GrantRules, now: int
-) -> queueorder.Place:
+) -> tuple[queueorder.Place, Refused | None]:
+    """What its order depends on, and why its own limits would refuse it now, if they would."""
     wanted = rules.catalogue.get(row.slice_type)
-    group_id, priority = None, 0
+    group_id, priority, refused = None, 0, None
     if wanted is not None:
         ask = ask_of(as_lease_request(row), wanted, rules)
-        verdict = admission.decide(session, row.account_id, ask, now=now)[0]
-        priority = verdict.effective.priority
-        group_id = verdict.chain.group.account_id if verdict.chain.group else None
-    return queueorder.Place(row.id, row.account_id, group_id, priority, row.created_us)
+        try:
+            verdicts = admission.decide(session, row.account_id, ask, now=now)
+        except Refused as no:
+            # A group that was left, a policy that asks for more by now.
+            refused = no
+        else:
+            priority = verdicts[0].effective.priority
+            group = verdicts[0].chain.group
+            group_id = group.account_id if group else None
+            if not any(verdict.ok for verdict in verdicts):
+                refused = admission.refuse(verdicts[0], ask, now)
+    place = queueorder.Place(row.id, row.account_id, group_id, priority, row.created_us)
+    return place, refused
 
 
 def _waiting(
@@ -376,6 +398,18 @@ def offer(
     return lease
 
 
+def held_up(
+    session: Session, request: QueueRequest, groups: Sequence[str], refused: Refused, *, now: int
+) -> None:
+    """Note what keeps a request from its turn, and its user's groups as they are now."""
+    if list(groups) != json.loads(request.groups):
+        # What was found may have been about groups that were left, or joined, since.
+        request.groups = json.dumps(list(groups))
+        session.flush()
+        return
+    _not_now(session, request, refused, now)
+
+
 def _not_now(session: Session, request: QueueRequest, refused: Refused, now: int) -> None:
     """A limit that may free itself lets it wait on; what will never be allowed ends it."""
     request.reason = str(refused)[:500]
@@ -393,7 +427,10 @@ def _not_now(session: Session, request: QueueRequest, refused: Refused, now: int
 
 
 def sweep(session: Session, *, now: int) -> None:
-    """Note what became of offers: taken, or not taken in time."""
+    """Note what became of offers: taken, or not taken in time; and who got a slice otherwise."""
+    for request, lease in _got_one_otherwise(session):
+        request.lease_id = lease.id
+        _over(request, "fulfilled", "", now)
     rows = session.execute(
         sa.select(QueueRequest, Lease)
         .join(Lease, Lease.id == QueueRequest.lease_id)
@@ -415,6 +452,27 @@ def sweep(session: Session, *, now: int) -> None:
                 )
             )  # fmt: skip
     session.flush()
+
+
+def _got_one_otherwise(session: Session) -> list[tuple[QueueRequest, Lease]]:
+    """Who waits for what their server has by now: something was free when they just tried."""
+    rows = session.execute(
+        sa.select(QueueRequest, Lease)
+        .join(
+            Lease,
+            sa.and_(
+                Lease.account_id == QueueRequest.account_id,
+                Lease.server_name == QueueRequest.server_name,
+                Lease.slice_type == QueueRequest.slice_type,
+            ),
+        )
+        .where(
+            QueueRequest.state == "waiting", Lease.state.in_(LIVE_STATES),
+            Lease.started_us.is_not(None),
+        )
+        .execution_options(populate_existing=True)
+    ).all()  # fmt: skip
+    return [(row[0], row[1]) for row in rows]
 
 
 def _over(request: QueueRequest, state: str, reason: str, now: int) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal
 
 import sqlalchemy as sa
-from pydantic import Field
 from sqlalchemy.orm import Session
 
 from gpuslice import wire
 from gpuslice.broker import lifecycle, queue, views
 from gpuslice.broker.core import Core, Hub, HubUser
 from gpuslice.broker.grant import GrantRules
+from gpuslice.ledger import accounts
 from gpuslice.ledger.tables import LIVE_STATES, WAITING_STATES, Lease, QueueRequest
 from gpuslice.placement import Placement
 from gpuslice.units import SECOND_US
-from gpuslice.wire import LeaseId, LeaseState, Micros, Reason, ServerName, SliceName, UserName, Wire
+from gpuslice.wire import JoinFor, JoinQueue, LeaseState, Reason, RequestView, SliceName, Wire
 
 log = logging.getLogger(__name__)
 
@@ -26,40 +25,6 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 20
 #: A server was used, and not just started, if the hub says so this long after its start.
 _OPENED_AFTER_US = 20 * SECOND_US
-
-
-class RequestView(Wire):
-    """A place in the queue. ``position`` is null once its turn has come.
-
-    ``start_by_us``: it starts by then at the latest; ``expected_us``: a guess. Both null: nobody
-    can know.
-    """
-
-    request_id: LeaseId
-    user: str
-    server: str
-    slice: SliceName
-    auto_start: bool
-    state: Literal["waiting", "offered", "starting", "fulfilled", "left", "expired", "refused"]
-    position: int | None
-    waiting: int
-    start_by_us: Micros | None
-    expected_us: Micros | None
-    offer_til_us: Micros | None
-    lease_id: LeaseId | None
-    reason: str | None
-    created_us: Micros
-    version: int
-
-
-class JoinQueue(Wire):
-    """Waits for a slice for one named server. ``options`` are what it is to be started with."""
-
-    slice: SliceName
-    server: ServerName = ""
-    auto_start: bool = False
-    options: dict[str, Annotated[str, Field(max_length=500)]] = Field({}, max_length=20)
-    declared_us: Annotated[int, Field(gt=0, le=1 << 50)] | None = None
 
 
 class ChangeRequest(Wire):
@@ -74,13 +39,6 @@ class LeaveQueue(Wire):
     """Gives a place up; an administrator says why."""
 
     reason: Reason | None = None
-
-
-class JoinFor(JoinQueue):
-    """What the spawner sends when nothing is free and its user chose to wait."""
-
-    user: UserName
-    groups: list[str] = Field([], max_length=1000)
 
 
 class QueueDesk:
@@ -108,11 +66,15 @@ class QueueDesk:
         rules = self._rules()
         asked = wire.LeaseRequest(
             attempt="0" * 32, user=body.user, server=body.server, slice=body.slice,
-            groups=body.groups, declared_us=body.declared_us,
+            groups=body.groups, group=body.group, declared_us=body.declared_us,
         )  # fmt: skip
+        # Who is charged is checked above; what a client calls so in its options is not.
+        options = {key: text for key, text in body.options.items() if key != "charge"}
+        options["slice"] = body.slice
+        if body.group is not None:
+            options["charge"] = body.group
 
         def work(session: Session, now: int) -> RequestView:
-            options = {**body.options, "slice": body.slice}
             made = queue.join(session, asked, options, body.auto_start, rules, now=now)
             return self._views(session, [made], now)[0]
 
@@ -162,6 +124,16 @@ class QueueDesk:
             shown = rows[:limit]
             following = f"{shown[-1].created_us}-{shown[-1].id}" if len(rows) > limit else None
             return self._views(session, shown, self._core.now()), following
+
+        return await self._core.serve_read(work)
+
+    async def waiting(self, user: str, server: str) -> RequestView | None:
+        """The request of a named server that is not over."""
+
+        def work(session: Session) -> RequestView | None:
+            account_id = accounts.find(session, accounts.HUB_USER, user)
+            found = None if account_id is None else queue.live(session, account_id, server)
+            return None if found is None else self._views(session, [found], self._core.now())[0]
 
         return await self._core.serve_read(work)
 
@@ -241,11 +213,13 @@ class QueueDesk:
 
         def look(session: Session) -> list[str]:
             line = queue.line(session, rules, self._times, now=self._core.now())
-            return [
+            placed = [
                 request.user_name
                 for request, outlook in zip(line.requests, line.outlooks, strict=True)
                 if outlook.placement is not None
-            ][:_AT_ONCE]
+            ]
+            barred = [one.user_name for one in line.requests if one.id in line.barred]
+            return [*placed, *barred][:_AT_ONCE]
 
         await self._core.write(lambda session, now: queue.sweep(session, now=now))
         turn = await self._core.read(look)
@@ -276,6 +250,11 @@ class QueueDesk:
         """Offer what can be offered; who is to be started by the hub is returned."""
         found = []
         tried: set[str] = set()
+        line = queue.line(session, rules, self._times, now=now)
+        for request in line.requests:
+            refused, known = line.barred.get(request.id), users.get(request.user_name)
+            if refused is not None and known is not None:
+                queue.held_up(session, request, known.groups, refused, now=now)
         # After each offer the others are looked at on the fleet as it is then.
         while (turn := self._next(session, rules, users, tried, now)) is not None:
             request, placement = turn

@@ -45,6 +45,7 @@ def lease_view(
         finished_us=lease.finished_us, finished_at_unknown=lease.finished_at_unknown,
         stop_requested_us=lease.stop_requested_us, stop_reason=lease.stop_reason,
         end_reason=lease.end_reason, exit_code=lease.exit_code,
+        deadline_us=lease.deadline_us, deadline_reason=lease.deadline_reason,
         rate_u_per_hour=rate.rate_u_per_hour, cost_u=user, writeoff_u=writeoff,
         currency=currency, use=use,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpuslice.cli.peoplecsv import Person
-from gpuslice.cli.quotatext import limit_texts
+from gpuslice.quotas.policytext import limit_texts
 from gpuslice.units import HOUR_US, format_money, to_datetime
 
 #: The service reads bodies of 64 KiB; the rest is room for what stands around the rows.

@@ -28,7 +28,7 @@ def quota() -> None:
 def list_command(state: Path, config: Path | None, as_json: bool) -> None:
     """All policies that hold now."""
     from gpuslice.cli.operator import operator
-    from gpuslice.cli.quotatext import policy_lines
+    from gpuslice.quotas.policytext import policy_lines
 
     found = operator(state, config).pages("api/admin/policies", "policies", "after")
     if as_json:
@@ -50,7 +50,8 @@ def show(
 ) -> None:
     """One policy: of everyone, of a user, or of a group."""
     from gpuslice.cli.operator import operator
-    from gpuslice.cli.quotatext import policy_lines, policy_path
+    from gpuslice.cli.quotatext import policy_path
+    from gpuslice.quotas.policytext import policy_lines
 
     service, path = operator(state, config), policy_path(kind, name)
     if history:
@@ -117,7 +118,8 @@ def set_command(
         --gpu-hours 20/week --total-money 50/month --reason "winter term"
     """
     from gpuslice.cli.operator import operator
-    from gpuslice.cli.quotatext import changed_document, policy_lines, policy_path
+    from gpuslice.cli.quotatext import changed_document, policy_path
+    from gpuslice.quotas.policytext import policy_lines
 
     service = operator(state, config)
     path = policy_path(kind, name)
@@ -171,7 +173,7 @@ def explain(
     import sys
 
     from gpuslice.cli.operator import operator
-    from gpuslice.cli.quotatext import explanation_lines
+    from gpuslice.quotas.policytext import explanation_lines
     from gpuslice.units import HOUR_US
 
     body = {

@@ -1,16 +1,15 @@
-"""Policies between the command line's options, the REST's documents and lines for people."""
+"""Policies between the command line's options and the REST's documents."""
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from gpuslice.cli.trouble import Trouble
 from gpuslice.quotas.documents import UNLIMITED
-from gpuslice.units import to_datetime
 
 Document = dict[str, Any]
 
@@ -138,52 +137,3 @@ def _from_file(raw: bytes) -> Document:
     if not isinstance(found, dict):
         raise Trouble("The file holds no policy: it has to be one table.")
     return found
-
-
-# --- for people -------------------------------------------------------------------------------
-
-
-def policy_lines(policy: Mapping[str, Any]) -> Iterator[str]:
-    """A policy as lines, one limit each."""
-    name = f" {policy['name']}" if policy["name"] else ""
-    since = to_datetime(policy["since_us"]).strftime("%Y-%m-%d %H:%M UTC")
-    yield f"{policy['kind']}{name}, version {policy['version']} since {since} by {policy['actor']}"
-    document = policy["document"]
-    for part, title in (("each", "each"), ("total", "in total")):
-        for text in limit_texts(document.get(part) or {}):
-            yield f"  {title}: {text}"
-    for key in ("timezone", "price_list"):
-        if document.get(key):
-            yield f"  {key.replace('_', ' ')}: {document[key]}"
-
-
-def limit_texts(limits: Mapping[str, Any]) -> Iterator[str]:
-    for field, value in limits.items():
-        if value is None or value in ([], {}):
-            continue
-        words = field.replace("_", " ")
-        if field in ("gpu_hours", "money"):
-            yield from (f"{words} {one['at_most']} per {one['per']}" for one in value)
-        elif isinstance(value, dict):
-            yield from (f"slices of {name} {number}" for name, number in value.items())
-        elif isinstance(value, list):
-            yield f"{words} {', '.join(value) or 'none'}"
-        else:
-            yield f"{words} {value}"
-
-
-def explanation_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Every limit of every chain of accounts, with its verdict."""
-    for verdict in found["verdicts"]:
-        group = f", charged to group {verdict['group']}" if verdict["group"] else ""
-        yield f"{found['user']}, {found['slice']}{group}: {_said(verdict['ok'])}"
-        for check in verdict["checks"]:
-            yield f"  {_said(check['ok']):8} {check['text']}"
-        if not verdict["checks"]:
-            yield "  no limit holds"
-    if found["refusal"]:
-        yield f"Refused: {found['refusal']}"
-
-
-def _said(ok: bool) -> str:
-    return "admits" if ok else "REFUSES"

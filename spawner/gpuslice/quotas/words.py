@@ -41,6 +41,28 @@ def plain(rule: Rule, value: int) -> str:
     return str(value)
 
 
+def left(rule: Rule, limit: int, used: int, held: int, end_us: int | None, zone: tzinfo,
+         currency: str) -> str:  # fmt: skip
+    """What is left of a limit, in a sentence: ``16.5 of 20 GPU-hours a week left (…).``
+
+    Args:
+        end_us: When it counts anew; None: never, or bit by bit.
+    """
+    rest = max(0, limit - used - held)
+    if rule.kind == "credit":
+        found = f"{format_money(rest, currency)} of credit left ({rule.source})"
+    else:
+        found = f"{plain(rule, rest)} of {amount(rule, limit, currency)} left ({rule.source})"
+    counted = [(used, "used"), (held, "held" if rule.kind.startswith("slices") else "reserved")]
+    said = ", ".join(f"{plain(rule, value)} {what}" for value, what in counted if value)
+    if said:
+        found += f": {said}"
+    if end_us is not None:
+        local = to_datetime(end_us).astimezone(zone)
+        found += f"; it counts anew from {local.strftime(_MINUTE)} ({local.tzname()}) on"
+    return f"{found}."
+
+
 def reset_words(moment: int | None, zone: tzinfo) -> str:
     """When it is worth another try; an honest nothing where nobody knows."""
     if moment is None:

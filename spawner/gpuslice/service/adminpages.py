@@ -39,6 +39,12 @@ _ACTIONS = {
     "lease.stop": "stopped a lease",
     "quota.set": "set a limit",
     "device.state": "changed a device",
+    "policy.set": "set a policy",
+    "policy.remove": "removed a policy",
+    "price.set": "announced a price",
+    "credit.give": "gave credit",
+    "lease.grant-more": "let a lease go on",
+    "queue.leave": "took a request out of the queue",
 }
 
 

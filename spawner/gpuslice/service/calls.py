@@ -83,7 +83,8 @@ async def settle(call: Call[models.Nothing, models.SettleQuery]) -> wire.LeaseVi
 
 
 async def broker_choices(call: Call[wire.ChoicesRequest, models.Nothing]) -> wire.Choices:
-    return await call.broker.choices(call.body.user, call.body.groups)
+    body = call.body
+    return await call.broker.choices(body.user, body.groups, body.server)
 
 
 async def broker_offers(call: Call[models.Nothing, models.OffersQuery]) -> list[wire.Offer]:

@@ -51,6 +51,10 @@ _REASONS = {
 }
 
 
+#: Pages to which an error on one of their forms leads back.
+_TABS = ("admin/limits", "admin/queue", "admin/prices")
+
+
 class InFlight:
     """Counts the requests that are being answered, for an orderly end."""
 
@@ -155,7 +159,10 @@ class BaseHandler(RequestHandler):
         path = self.request.path.removeprefix(self.parts.prefix)
         if not path.startswith("admin/") or self.caller is None or not self.caller.reads_all:
             return ""
-        return "admin/limits" if path == "admin/limits" else "admin"
+        if path.startswith("admin/policy"):
+            return "admin/policies"
+        part = "/".join(path.split("/")[:2])
+        return part if part in _TABS else "admin"
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Errors that are no Refused: those of tornado and the hub's classes, and our mistakes."""

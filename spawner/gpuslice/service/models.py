@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from gpuslice.wire import AuditRow, LeaseId, LeaseView, Reason, ServerName, UserName, Wire
+from gpuslice.wire import (
+    AuditRow,
+    LeaseId,
+    LeaseView,
+    Reason,
+    ServerName,
+    SliceName,
+    UserName,
+    Wire,
+)
 
 #: Where the next page starts, as the page before said it; nobody should look inside.
 Cursor = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9_.:=-]+$")]
@@ -20,7 +29,7 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
-_LeftEmpty = BeforeValidator(_empty_is_none)
+LeftEmpty = BeforeValidator(_empty_is_none)
 
 
 class Nothing(Wire):
@@ -82,18 +91,24 @@ class HomeQuery(Wire):
     before: Cursor | None = None
 
 
+class EntriesPageQuery(Wire):
+    """Where a page of the ledger's rows starts."""
+
+    before: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+
+
 class AdminQuery(Wire):
     """How the administrator's table of live leases is sorted, and which part of it is shown."""
 
     sort: LeaseSort = "since"
     page: PageNumber = 1
-    user: Annotated[UserName | None, _LeftEmpty] = None
+    user: Annotated[UserName | None, LeftEmpty] = None
 
 
 class LimitsQuery(Wire):
     """Which limits the administrator looks for, by a part of the name."""
 
-    find: Annotated[UserName | None, _LeftEmpty] = None
+    find: Annotated[UserName | None, LeftEmpty] = None
     page: PageNumber = 1
 
 
@@ -131,6 +146,14 @@ class StopForm(Wire):
     reason: GivenReason
 
 
+class RequestForm(Wire):
+    """A change of what a request waits for; what is left out stays as it is."""
+
+    slice: Annotated[SliceName | None, LeftEmpty] = None
+    auto_start: Literal["yes", "no"] | None = None
+    version: int
+
+
 class LimitForm(Wire):
     """A limit as the page's form sends it: a number, or the box *unlimited* ticked."""
 
@@ -138,11 +161,11 @@ class LimitForm(Wire):
     name: Annotated[
         Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
         | None,
-        _LeftEmpty,
+        LeftEmpty,
     ] = None
-    value: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, _LeftEmpty] = None
+    value: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, LeftEmpty] = None
     unlimited: Literal["yes"] | None = None
-    version: Annotated[int | None, _LeftEmpty] = None
+    version: Annotated[int | None, LeftEmpty] = None
     reason: GivenReason
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpuslice import wire
-from gpuslice.service import text
+from gpuslice.broker.moneyviews import EntryView, Usage
+from gpuslice.service import queuepages, text
 from gpuslice.service.pages import Page
 from gpuslice.service.platform import Platform
 
@@ -33,6 +34,10 @@ class Card:
     rate: str
     cost: str
     as_of: str
+    #: When a limit stops it, and which; empty: none does as things are.
+    ends: str
+    #: Reserved by the queue and not started.
+    reserved: bool
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,30 @@ class OfferRow:
 
 
 @dataclass(frozen=True)
+class Used:
+    """What a user has used and has left, in words."""
+
+    #: What is left of each limit, a sentence each.
+    limits: list[str]
+    #: (of when, money, GPU-hours)
+    rows: list[tuple[str, str, str]]
+    credit: str
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """One row of the ledger."""
+
+    entry_id: int
+    when: str
+    what: str
+    slice: str
+    lease_id: str
+    amount: str
+    by: str
+
+
+@dataclass(frozen=True)
 class BillRow:
     """One segment of a bill."""
 
@@ -80,34 +109,101 @@ class BillRow:
     entry: str
 
 
-def home_page(
-    me: wire.Me,
-    past: list[wire.LeaseView],
-    following: str | None,
-    offers: list[wire.Offer],
-    platform: Platform,
-) -> Page:
+@dataclass(frozen=True)
+class Own:
+    """All that a user's own page shows."""
+
+    me: wire.Me
+    past: list[wire.LeaseView]
+    following: str | None
+    choices: wire.Choices
+    requests: list[wire.RequestView]
+    usage: Usage
+
+
+def home_page(own: Own, platform: Platform) -> Page:
     """The user's own page."""
+    me, offers = own.me, own.choices.offers
     simulated = (
         me.simulated
-        or any(lease.simulated for lease in (*me.leases, *past))
+        or any(lease.simulated for lease in (*me.leases, *own.past))
         or any(offer.simulated for offer in offers)
     )
+    reserved = queuepages.reserved_leases(own.requests)
     return Page(
         "home.html",
         "My GPU",
         {
             "me": me,
-            "live": [card(lease) for lease in me.leases],
+            "live": [card(lease, reserved.get(lease.lease_id)) for lease in me.leases],
             "left": leases_left(me),
-            "past": [past_row(lease) for lease in past],
-            "following": following,
+            "requests": queuepages.cards(own.requests, offers, own.choices.terms, me.now_us),
+            "used": used(own.choices, own.usage),
+            "past": [past_row(lease) for lease in own.past],
+            "following": own.following,
             "offers": [offer_row(offer) for offer in offers],
             "troubles": platform.troubles,
             "simulated": simulated,
             "now": text.moment(me.now_us),
         },
         script="mygpu.js",
+    )
+
+
+def used(choices: wire.Choices, usage: Usage) -> Used:
+    """What was used today, lately and ever, and what limits and credit leave."""
+    today, lately = usage.days[-1:], usage.days
+
+    def row(when: str, spent_u: int, gpu_us: int) -> tuple[str, str, str]:
+        return when, text.money(spent_u, usage.currency), text.gpu_hours(gpu_us)
+
+    return Used(
+        limits=choices.limits,
+        rows=[
+            row("Today", sum(d.spent_u for d in today), sum(d.gpu_us for d in today)),
+            row(f"The last {len(lately)} days", sum(d.spent_u for d in lately),
+                sum(d.gpu_us for d in lately)),
+            row("Ever", usage.spent_u, usage.gpu_us),
+        ],
+        credit=text.money(usage.credit_u, usage.currency) if usage.credit_u else "",
+    )  # fmt: skip
+
+
+def entries_page(entries: list[EntryView], following: int | None, user: str, currency: str) -> Page:
+    """A user's own rows of the ledger, newest first."""
+    return Page(
+        "entries.html",
+        "My entries",
+        {
+            "rows": [entry_row(entry, user, currency) for entry in entries],
+            "following": following,
+        },
+    )
+
+
+#: What a person reads for a kind of entry.
+_ENTRIES = {
+    "usage": "paid for a slice",
+    "writeoff": "paid by the platform",
+    "refund": "given back",
+    "surcharge": "charged in addition",
+    "credit": "credit was given",
+    "expiry": "credit ran out",
+}
+
+
+def entry_row(entry: EntryView, user: str, currency: str) -> EntryRow:
+    mine = f"user:{user}"
+    # Out of the own account is minus, into it plus.
+    sign = "−" if entry.debit == mine else "+" if entry.credit == mine else ""
+    return EntryRow(
+        entry_id=entry.entry_id,
+        when=text.moment(entry.at_us),
+        what=entry.memo or _ENTRIES.get(entry.kind, entry.kind),
+        slice=entry.slice or "",
+        lease_id=entry.lease_id or "",
+        amount=f"{sign}{text.exact_money(entry.amount_u, currency)}",
+        by=entry.actor,
     )
 
 
@@ -131,15 +227,20 @@ def _slices(count: int) -> str:
     return {0: "no slice", 1: "1 slice"}.get(count, f"{count} slices")
 
 
-def card(lease: wire.LeaseView) -> Card:
+def card(lease: wire.LeaseView, reserved_til: int | None = None) -> Card:
+    """A live lease; ``reserved_til``: the queue holds it until then for its user."""
+    starting = lease.state is wire.LeaseState.GRANTED
+    reserved = starting and reserved_til is not None
     return Card(
         lease=lease,
         server=text.server_name(lease),
         device=lease.device_model or "no GPU",
         enforcement=text.cap_held_by(lease.enforcement),
-        state=text.STATES[lease.state],
-        sentence=text.SENTENCES[lease.state],
-        stoppable=text.stoppable(lease),
+        state="reserved for you" if reserved else text.STATES[lease.state],
+        sentence=f"Start your server before {text.moment(reserved_til)}."
+        if reserved
+        else text.SENTENCES[lease.state],
+        stoppable=text.stoppable(lease) and not reserved,
         started=text.moment(lease.started_us),
         memory=text.memory(lease.memory_bytes),
         memory_used=text.memory_in_use(lease.use),
@@ -148,7 +249,16 @@ def card(lease: wire.LeaseView) -> Card:
         rate=text.rate(lease.rate_u_per_hour, lease.currency),
         cost=text.money(lease.cost_u, lease.currency),
         as_of=text.moment(lease.covered_us),
+        ends=_ends(lease),
+        reserved=reserved,
     )
+
+
+def _ends(lease: wire.LeaseView) -> str:
+    if lease.deadline_us is None or lease.state is not wire.LeaseState.RUNNING:
+        return ""
+    why = f": {lease.deadline_reason}" if lease.deadline_reason else ""
+    return f"As things are it is stopped at {text.moment(lease.deadline_us)}{why}."
 
 
 def past_row(lease: wire.LeaseView) -> PastRow:
@@ -180,7 +290,7 @@ def offer_row(offer: wire.Offer) -> OfferRow:
     )
 
 
-def bill_page(bill: wire.Bill, *, own: bool) -> Page:
+def bill_page(bill: wire.Bill, *, own: bool, may_change: bool = False) -> Page:
     """One lease with its segments, to the micro-unit."""
     lease, currency = bill.lease, bill.lease.currency
     closed = _sum(bill, "user")
@@ -193,6 +303,7 @@ def bill_page(bill: wire.Bill, *, own: bool) -> Page:
         {
             "lease": lease,
             "own": own,
+            "may_change": may_change,
             "card": card(lease),
             "ended": text.moment(lease.finished_us),
             "how": lease.stop_reason or lease.end_reason or "",

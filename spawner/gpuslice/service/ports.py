@@ -202,7 +202,7 @@ class Broker(Protocol):
     async def offers(self, user: str | None, groups: Sequence[str] = ()) -> list[wire.Offer]:
         """Slice types as this user of these groups may take them; ``None``: as anybody."""
 
-    async def choices(self, user: str, groups: Sequence[str]) -> wire.Choices:
+    async def choices(self, user: str, groups: Sequence[str], server: str = "") -> wire.Choices:
         """The offers, and how many slices the user's limit leaves."""
 
     async def grant(self, req: wire.LeaseRequest) -> wire.LeaseGrant:

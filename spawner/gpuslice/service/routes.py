@@ -14,6 +14,7 @@ from gpuslice.service import (
     peoplecalls,
     policycalls,
     queuecalls,
+    quotapagecalls,
     reservationcalls,
 )
 from gpuslice.service.auth import Access
@@ -98,6 +99,12 @@ def _table() -> tuple[Any, ...]:
               no, no, Page, "The bill of one lease"),
         Route(post, "leases/{lease_id}/stop", a.STOP, pagecalls.stop_from_page,
               no, no, Redirect, "The page's stop button"),
+        Route(get, "entries", a.OWN_ALL, pagecalls.entries_of_mine,
+              no, models.EntriesPageQuery, Page, "One's own rows of the ledger"),
+        Route(post, "queue/{request_id}/leave", a.OWN_ALL, pagecalls.leave_from_page,
+              no, no, Redirect, "The page's button to leave the queue"),
+        Route(post, "queue/{request_id}/change", a.OWN_ALL, pagecalls.change_from_page,
+              models.RequestForm, no, Redirect, "The page's forms to change a request"),
         # Pages of administrators.
         Route(get, "admin", a.READ_ALL, admincalls.admin_page,
               no, models.AdminQuery, Page, "Live leases and devices"),
@@ -120,4 +127,5 @@ ROUTES: tuple[AnyRoute, ...] = (
     *moneycalls.ROUTES,
     *peoplecalls.ROUTES,
     *reservationcalls.ROUTES,
+    *quotapagecalls.ROUTES,
 )

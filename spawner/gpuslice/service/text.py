@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
-from gpuslice.units import format_memory, format_money, to_datetime
+from gpuslice.units import HOUR_US, format_memory, format_money, to_datetime
 from gpuslice.wire import DeviceState, Enforcement, LeaseState, LeaseView, Use
 
 #: What a person reads for a state, in a table.
@@ -77,6 +77,11 @@ def rate(rate_u_per_hour: int, currency: str) -> str:
         return "free"
     whole, dot, digits = format_money(rate_u_per_hour, places=6).partition(".")
     return f"{whole}{dot}{digits.rstrip('0').ljust(2, '0')} {currency} per hour"
+
+
+def gpu_hours(us: int) -> str:
+    """GPU time to a hundredth of an hour."""
+    return f"{us / HOUR_US:.2f} GPU-hours"
 
 
 def memory(size: int | None) -> str:

@@ -32,16 +32,33 @@ from gpuslice.spawners.errors import (
     ServiceUnavailable,
 )
 from gpuslice.spawners.form import options_form, unavailable_form
-from gpuslice.spawners.options import choice, flatten, stored_options
+from gpuslice.spawners.options import Choice, choice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
 from gpuslice.spawners.refusal import SpawnRefused
-from gpuslice.spawners.words import SERVICE_SILENT, as_refusal, error_words, exited_text
-from gpuslice.wire import LeaseGrant, LeaseRequest, LeaseState, LeaseView, ServerReport, ServerState
+from gpuslice.spawners.words import (
+    SERVICE_SILENT,
+    as_refusal,
+    error_words,
+    exited_text,
+    in_line,
+)
+from gpuslice.units import now_us
+from gpuslice.wire import (
+    JoinFor,
+    LeaseGrant,
+    LeaseRequest,
+    LeaseState,
+    LeaseView,
+    ServerReport,
+    ServerState,
+)
 
 #: The lease is over: no server can run in it any more.
 _OVER = (LeaseState.SETTLED, LeaseState.ENDED, LeaseState.CANCELLED)
 #: Refusals that are about this very server's earlier lease.
 _IN_THE_WAY = ("already-leased", "previous-session-ending")
+#: Refusals that waiting in line answers.
+_NOTHING_FREE = ("gpu-full", "host-cpu-full", "host-ram-full", "reserved")
 #: The hub waits this long between cancelling a start and stopping the server itself.
 _HUB_WAITS_AFTER_CANCEL_S = 1.0
 #: Our own time limit of a start ends so much before the hub's ``start_timeout``.
@@ -130,6 +147,7 @@ class GpuSpawner(Spawner):
         self._lease_asked = False
         self._cleanup: asyncio.Task[None] | None = None
         self._refused_options: SpawnRefused | None = None
+        self._chosen = Choice("")
 
     # --- what an engine fills in ------------------------------------------------------------
 
@@ -199,7 +217,9 @@ class GpuSpawner(Spawner):
     async def offers_form(self) -> str:
         """The spawn page's form: what the service offers this user now."""
         try:
-            choices = await self.service().choices(self.user.name, hubview.user_groups(self))
+            choices = await self.service().choices(
+                self.user.name, hubview.user_groups(self), self.name
+            )
         except (ServiceUnavailable, ServiceRefused) as error:
             self.log.warning("gpuslice: no offers for %s: %s", self._log_name, error)
             return unavailable_form()
@@ -234,11 +254,11 @@ class GpuSpawner(Spawner):
             self._refused_options = refused
             hubview.keep_options(self, {})
         else:
-            hubview.keep_options(self, stored_options(self.slice_name, self.image_chosen))
+            hubview.keep_options(self, stored_options(self._chosen))
 
     def _choose(self, options: Mapping[str, Any]) -> None:
-        chosen = choice(options, self.default_slice, self.image_titles())
-        self.slice_name, self.image_chosen = chosen.slice, chosen.image
+        self._chosen = choice(options, self.default_slice, self.image_titles())
+        self.slice_name, self.image_chosen = self._chosen.slice, self._chosen.image
 
     def run_pre_spawn_hook(self) -> Any:
         """The administrator's hook, unless the options were refused; then what may take long.
@@ -344,6 +364,8 @@ class GpuSpawner(Spawner):
             server=self.name,
             slice=self.slice_name,
             groups=hubview.user_groups(self),
+            group=self._chosen.charge,
+            declared_us=self._chosen.declared_us,
         )
         self._lease_asked = True
         try:
@@ -354,12 +376,39 @@ class GpuSpawner(Spawner):
                     raise
                 await self._end_previous(error)
                 grant = await self.service().lease(request)
-        except ServiceRefused:
+        except ServiceRefused as error:
             self._lease_asked = False
+            if error.refusal.reason in _NOTHING_FREE and self._chosen.queue != "no":
+                raise await self._wait_in_line(error) from error
             raise
         self.lease_id = grant.lease_id
         self.log.info("gpuslice: %s got lease %s", self._log_name, grant.lease_id)
         return grant
+
+    async def _wait_in_line(self, error: ServiceRefused) -> SpawnRefused:
+        """Join the queue, as the user chose; the start is refused with the place in line.
+
+        Raises:
+            ServiceRefused: there is no waiting for it either, and why.
+        """
+        place = await self.service().join_queue(
+            JoinFor(
+                user=self.user.name,
+                server=self.name,
+                slice=self.slice_name,
+                groups=hubview.user_groups(self),
+                group=self._chosen.charge,
+                declared_us=self._chosen.declared_us,
+                auto_start=self._chosen.queue == "start",
+                options={
+                    key: text
+                    for key, text in stored_options(self._chosen).items()
+                    if key not in ("profile", "charge")
+                },
+            )
+        )
+        self.log.info("gpuslice: %s waits in line for %s", self._log_name, self.slice_name)
+        return in_line(place, error.refusal, now_us())
 
     async def _end_previous(self, error: ServiceRefused) -> None:
         """End what is left of this server, which the hub says does not run: it lost track of it."""
@@ -635,6 +684,7 @@ class GpuSpawner(Spawner):
         super().clear_state()
         self.lease_id = None
         self.slice_name, self.image_chosen = "", None
+        self._chosen = Choice("")
         self._may_adopt = False
 
     _may_adopt = False

@@ -17,15 +17,19 @@ from gpuslice.spawners.errors import ServiceRefused, ServiceUnavailable
 from gpuslice.wire import (
     Choices,
     ChoicesRequest,
+    JoinFor,
     LeaseGrant,
     LeaseRequest,
     LeaseView,
     Offer,
     Refusal,
+    RequestView,
     StopLease,
     Wire,
 )
 
+#: Refusals of our token; any other 401 or 403 is about what the user asked for.
+_TOKEN_REFUSED = ("login-needed", "forbidden")
 _OFFERS = TypeAdapter(list[Offer])
 _Answer = TypeVar("_Answer", bound=Wire)
 
@@ -90,9 +94,13 @@ class ServiceClient:
             tries=1,
         )
 
-    async def choices(self, user: str, groups: list[str]) -> Choices:
-        """What ``user`` may choose from now, for the spawn page."""
-        body = ChoicesRequest(user=user, groups=groups)
+    async def join_queue(self, body: JoinFor) -> RequestView:
+        """Wait for a slice. Safe to repeat: the same server keeps its place."""
+        return self._parsed(RequestView, await self._call("POST", "queue", json=body))
+
+    async def choices(self, user: str, groups: list[str], server: str) -> Choices:
+        """What ``user`` may choose from now, for the spawn page of one server."""
+        body = ChoicesRequest(user=user, groups=groups, server=server)
         return self._parsed(Choices, await self._call("POST", "choices", json=body))
 
     async def offers(self, user: str) -> list[Offer]:
@@ -200,7 +208,7 @@ def _read(status: int, raw: bytes) -> Any:
         refusal = Refusal.model_validate(body)
     except ValidationError:
         raise ServiceUnavailable(f"it answered {status}") from None
-    if status in (401, 403):
+    if refusal.reason in _TOKEN_REFUSED:
         # Our own token is wrong: nothing that the user asked for was refused.
         raise ServiceUnavailable(f"it does not accept the broker token: {refusal.message}")
     raise ServiceRefused(status, refusal)

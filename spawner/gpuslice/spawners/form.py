@@ -1,4 +1,5 @@
-"""The spawn page's form: one card per slice, with what it is, its price and whether it is free."""
+"""The spawn page's form: one card per slice, with what it is, its price and whether it is free, and
+what else there is to choose: image, hours, who pays, and whether to wait if nothing is free."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gpuslice.units import format_memory, format_money
-from gpuslice.wire import Choices, Enforcement, Offer
+from gpuslice.units import HOUR_US, format_memory, format_money, now_us, to_datetime
+from gpuslice.wire import Choices, Enforcement, Offer, SliceTerms
 
 
 def options_form(choices: Choices, default: str, images: Mapping[str, str] | None = None) -> str:
@@ -20,11 +21,19 @@ def options_form(choices: Choices, default: str, images: Mapping[str, str] | Non
         default: The slice chosen beforehand if it is free; without one the user has to choose.
         images: Reference to title; with one or none there is nothing to choose.
     """
+    terms = {one.slice: one for one in choices.terms}
+    reserved = _reserved(choices)
+    cards = [_card(offer, terms.get(offer.slice), default, reserved) for offer in choices.offers]
     return _render(
         "options_form.html",
-        cards=[_card(offer, default) for offer in choices.offers],
+        cards=cards,
         simulated=any(offer.simulated for offer in choices.offers),
         left=_left(choices),
+        limits=choices.limits,
+        line=_line(choices),
+        hours=_hours(choices),
+        charges=choices.charges if len(choices.charges) > 1 else [],
+        may_wait=any(card["waitable"] for card in cards),
         gpu_problem=choices.gpu_problem,
         images=images if images and len(images) > 1 else {},
     )
@@ -51,8 +60,47 @@ def _slices(count: int) -> str:
     return "slice" if count == 1 else "slices"
 
 
-def _card(offer: Offer, default: str) -> dict[str, Any]:
-    free = offer.free > 0
+def _reserved(choices: Choices) -> str | None:
+    """The slice type that is reserved for this server now."""
+    request = choices.request
+    if request is None or request.state not in ("offered", "starting"):
+        return None
+    return request.slice
+
+
+def _line(choices: Choices) -> dict[str, Any] | None:
+    """This server's place in the queue, or what is reserved for it."""
+    request = choices.request
+    if request is None:
+        return None
+    title = next((o.title for o in choices.offers if o.slice == request.slice), request.slice)
+    if request.position is not None:
+        text = (
+            f"This server waits for {title}: number {request.position} of {request.waiting} in "
+            f"line. {request.outlook(now_us())} It keeps its place whatever you start "
+            "elsewhere."
+        )
+        return {"reserved": False, "text": text}
+    til = request.offer_til_us
+    until = f" until {to_datetime(til):%H:%M} UTC" if til is not None else ""
+    return {"reserved": True, "text": f"It is your turn: {title} is reserved for you{until}."}
+
+
+def _hours(choices: Choices) -> dict[str, Any]:
+    """The field for how long the server is needed."""
+    longest = None if choices.longest_us is None else f"{choices.longest_us / HOUR_US:.6g}"
+    return {"needed": choices.hours_needed, "longest": longest}
+
+
+def _card(
+    offer: Offer, terms: SliceTerms | None, default: str, reserved: str | None
+) -> dict[str, Any]:
+    mine = offer.slice == reserved
+    free = offer.free > 0 or mine
+    refused = None if terms is None or mine else terms.refused
+    # What a limit refuses for now is refused at a start, too, so it cannot be chosen; what is only
+    # taken now can be waited for.
+    takeable = refused is None and (free or offer.total > 0)
     return {
         "name": offer.slice,
         "title": offer.title,
@@ -60,13 +108,24 @@ def _card(offer: Offer, default: str) -> dict[str, Any]:
         "cap": _cap(offer),
         "price": _price(offer),
         "simulated": offer.simulated,
-        "free": free,
-        "available": f"{offer.free} of {offer.total} free"
-        if free
-        else (offer.unavailable or "none free now"),
-        "reserved": offer.reserved_note or "",
-        "checked": free and offer.slice == default,
+        "takeable": takeable,
+        "waitable": takeable and not free,
+        "refused": refused,
+        "reserved": mine,
+        "note": offer.reserved_note or "",
+        "available": _available(offer, terms),
+        "checked": mine or (free and takeable and reserved is None and offer.slice == default),
     }
+
+
+def _available(offer: Offer, terms: SliceTerms | None) -> str:
+    if offer.free > 0:
+        return f"{offer.free} of {offer.total} free"
+    none = offer.unavailable or "none free now"
+    waiting = 0 if terms is None else terms.waiting
+    if not waiting:
+        return none
+    return f"{none.rstrip('.')}; {waiting} wait{'s' if waiting == 1 else ''} for one"
 
 
 def _details(offer: Offer) -> str:

@@ -10,7 +10,7 @@ from gpuslice.spawners.errors import (
     ServiceUnavailable,
 )
 from gpuslice.spawners.refusal import SpawnRefused
-from gpuslice.wire import ServerReport
+from gpuslice.wire import Refusal, RequestView, ServerReport
 
 SERVICE_SILENT = "the service that leases GPU slices does not answer"
 _NODE_SILENT = "the node that runs servers does not answer"
@@ -41,6 +41,24 @@ def as_refusal(error: BaseException) -> SpawnRefused | None:
                 status_code=503,
             )
     return None
+
+
+def in_line(place: RequestView, refusal: Refusal, now: int) -> SpawnRefused:
+    """The refusal of a start whose user waits in line now: the place, and what to expect."""
+    if place.position is None:
+        text = f"It is your turn: a slice {place.slice} is reserved for you; start again"
+    else:
+        text = (
+            f"Nothing is free now. You are number {place.position} of {place.waiting} in line for "
+            f"a slice {place.slice}. {place.outlook(now)} {_told(place)}"
+        )
+    return SpawnRefused(text, reason="in-line", status_code=503, alternatives=refusal.alternatives)
+
+
+def _told(place: RequestView) -> str:
+    if place.auto_start:
+        return "Your server starts by itself then; My GPU shows your place."
+    return "You are told when it is your turn; My GPU shows your place."
 
 
 def error_words(error: BaseException) -> str:

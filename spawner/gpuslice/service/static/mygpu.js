@@ -2,7 +2,7 @@
 import { getJson, refreshPage, whileVisible } from "./live.js";
 
 const POLL_MS = 5_000;
-const REFRESH_EVERY = 6; // polls: what is free changes by others' doing
+const REFRESH_EVERY = 6; // polls: what is free, and the queue, change by others' doing
 const OLD_US = 60e6; // numbers older than this are said to be old, and the cost stands still
 const HOUR_US = 3_600e6;
 const NOT_AVAILABLE = "not available";
@@ -87,7 +87,7 @@ async function poll() {
   const me = await getJson("api/me");
   last = { me, came: performance.now() };
   if (layoutIsOld(me)) await refreshPage();
-  else if (++polls % REFRESH_EVERY === 0) await refreshPage(["troubles", "offers", "as-of"]);
+  else if (++polls % REFRESH_EVERY === 0) await refreshPage(["troubles", "queue", "used", "offers", "as-of"]);
   for (const lease of me.leases) {
     const card = cardOf(lease);
     if (card) showUse(card, lease, me.now_us);
