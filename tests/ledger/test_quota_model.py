@@ -1,0 +1,66 @@
+"""The model of limits must hold, must really do things, and must catch every planted bug."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+import quotamodel
+from gpuslice.ledger.database import LedgerError
+from quotamutants import MUTANTS
+
+#: Bugs that need a rare meeting of events, so many examples: minutes each on a slow machine.
+RARE: set[str] = set()
+#: What has to happen in at least one of so many examples, or the model proves nothing.
+AT_LEAST = {
+    "grant": 1, "billed": 1, "tick": 1, "policy": 1, "with a stop at a limit": 5, "crash": 2,
+    "budget-limit": 4, "gpu-hours-limit": 10, "leases-limit": 10, "offer": 10, "credit": 5,
+    "paid by credit": 10, "refund": 10, "price": 5, "stop": 5, "death": 5, "warned": 5,
+}  # fmt: skip
+
+
+def _run(examples: int, *, fixed: bool = True, shrink: bool = True) -> None:
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        database=None,
+        derandomize=fixed,
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(quotamodel.QuotaModel, settings=chosen)
+
+
+def _hold(examples: int, *, fixed: bool) -> None:
+    quotamodel.COVERAGE.clear()
+    _run(examples, fixed=fixed)
+    did = quotamodel.COVERAGE
+    print(f"model coverage over {examples} examples: {dict(sorted(did.items()))}")
+    for what, once_in in AT_LEAST.items():
+        assert did[what] >= examples / once_in, f"too few of {what}: {dict(did)}"
+
+
+def test_the_model_holds_and_does_things() -> None:
+    _hold(50, fixed=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_model_holds_with_many_new_seeds() -> None:
+    _hold(500, fixed=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in RARE)) for name in sorted(MUTANTS)],
+)
+def test_the_model_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that stays green with this bug in the product proves nothing about it."""
+    MUTANTS[name](monkeypatch)
+    # An assertion of the model, or the database's own constraints; a mutant that merely crashes
+    # (a TypeError, say) proves nothing.
+    with pytest.raises((AssertionError, LedgerError)):
+        _run(150, shrink=False)
