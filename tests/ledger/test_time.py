@@ -123,7 +123,9 @@ def test_a_budget_a_day_lasts_for_the_whole_long_day(world: World) -> None:
     lease_id = spawn(world, "ada", "quarter", [])
     passes(world, HOUR_US + 25 * HOUR_US + 2 * HOUR_US, 20 * MINUTE_US)
     assert world.view(lease_id).state == "running"
-    # An hour less a day is not enough for the long one, whoever takes it for 24 hours.
+    world.stop(lease_id)
+    finish(world, lease_id)
+    # A little more than 24 hours' worth is not enough for the long day.
     limit = {"money": [{"at_most": "21.2", "per": "day"}]}  # 24.2 hours
     begins(world, at(BERLIN, 2027, 10, 31) - HOUR_US)
     policy(world, "user", "bob", {"each": limit, "timezone": BERLIN})
@@ -133,8 +135,8 @@ def test_a_budget_a_day_lasts_for_the_whole_long_day(world: World) -> None:
 
 
 def test_months_with_both_clock_changes(world: World) -> None:
-    """From September to April: every day's bill is its own length, and the sum is exact."""
-    start = at(BERLIN, 2026, 9, 1)
+    """From October to April: every day's bill is its own length, and the sum is exact."""
+    start = at(BERLIN, 2026, 10, 1)
     begins(world, start)
     policy(world, "everyone", None, {"each": {}, "timezone": BERLIN})
     lease_id = spawn(world, "ada", "quarter", [])
@@ -154,13 +156,11 @@ def test_months_with_both_clock_changes(world: World) -> None:
     for a, b in pairwise(days):
         costs = RATE * (b - start) // HOUR_US - RATE * (a - start) // HOUR_US
         assert used(world, a, b).spent_u == costs, datetime.fromtimestamp(a / 1e6, ZoneInfo(BERLIN))
-    month = window(parse_period("month"), ZoneInfo(BERLIN), days[40])
+    month = window(parse_period("month"), ZoneInfo(BERLIN), days[10])
     assert month.end_us is not None
     assert (month.start_us, month.end_us) == (at(BERLIN, 2026, 10, 1), at(BERLIN, 2026, 11, 1))
-    costs = (RATE * (month.end_us - start) // HOUR_US) - (
-        RATE * (month.start_us - start) // HOUR_US
-    )
-    assert used(world, month.start_us, month.end_us).spent_u == costs
+    first, last = (RATE * (edge - start) // HOUR_US for edge in (month.start_us, month.end_us))
+    assert used(world, month.start_us, month.end_us).spent_u == last - first
     assert month.end_us - month.start_us == (31 * 24 + 1) * HOUR_US
 
 
@@ -233,7 +233,8 @@ def test_half_an_hour_beside_the_full_hours(world: World) -> None:
     passes(world, 3 * MINUTE_US)
     stopped = world.view(lease_id).stop_requested_us
     assert stopped is not None
-    assert 0 <= stopped - midnight - 700_000 * HOUR_US // RATE <= MINUTE_US
+    # One microunit of rounding may cost one look more.
+    assert 0 <= stopped - midnight - 700_000 * HOUR_US // RATE <= MINUTE_US + 10_000
 
 
 def test_a_rolling_window_forgets_bit_by_bit(world: World) -> None:

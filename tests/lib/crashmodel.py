@@ -5,7 +5,7 @@ A model of its own adds people and what must hold. The fake engine keeps the tru
 
 from __future__ import annotations
 
-import os
+import functools
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -31,6 +31,11 @@ crashes = st.sampled_from([None] * 9 + [("commit", 1), ("commit", 2), ("node", 1
 picks = st.integers(0, 99)
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="gpuslice-model-")
+
+
 class CrashModel(RuleBasedStateMachine):
     """One short history of a platform on a ledger of its own."""
 
@@ -40,13 +45,12 @@ class CrashModel(RuleBasedStateMachine):
     coverage: ClassVar[Counter[str]]
 
     def database_url(self) -> str:
-        handle, self.path = tempfile.mkstemp(suffix=".sqlite")
-        os.close(handle)
-        return sqlite_ledger(Path(self.path))
+        """An empty ledger; the same file for every example, so that its engine is the same."""
+        return sqlite_ledger(Path(_folder().name, "ledger.sqlite"))
 
     def dispose(self) -> None:
         for end in ("", "-wal", "-shm"):
-            Path(self.path + end).unlink(missing_ok=True)
+            Path(_folder().name, f"ledger.sqlite{end}").unlink(missing_ok=True)
 
     @property
     def up(self) -> bool:

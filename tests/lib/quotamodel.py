@@ -60,25 +60,38 @@ def _per(at_most: str, per: str) -> list[dict[str, str]]:
     return [{"at_most": at_most, "per": per}]
 
 
-#: What administrators set, for whom: amounts that a few hours of a slice use up.
-POLICIES: list[tuple[str, str | None, dict[str, Any]]] = [
-    ("everyone", None, {"each": {"slices": 2}}),
+Policy = tuple[str, str | None, dict[str, Any]]
+
+
+def _user(name: str, **each: Any) -> Policy:
+    return "user", name, {"each": each, "timezone": "Europe/Berlin"}
+
+
+def _group(name: str, zone: str = "Europe/Berlin", **total: Any) -> Policy:
+    return "group", name, {"total": total, "timezone": zone}
+
+
+SAFE = {"hold": "safe", "session_hours": 3}
+LATER = {"when_lowered": "next-start"}
+#: What administrators set before anybody comes, and at last: amounts that some hours use up.
+STORIES: list[tuple[list[Policy], Policy | None]] = [
+    ([_user("ada", money=_per("0.7", "day"))], None),
+    ([_user("ada", money=_per("3", "day"), **SAFE)], _user("ada", money=_per("0", "day"), **SAFE)),
+    ([_user("bob", gpu_hours=_per("0.5", "6h"))], _user("bob", slice_types=["cpu"])),
+    ([_user("bob", gpu_hours=_per("2", "6h"), **LATER)],
+     _user("bob", gpu_hours=_per("0", "6h"), **LATER)),
+    ([_user("cleo", prepaid=True)], None),
+    ([_group("course", money=_per("1.5", "day"))], None),
+    ([_group("faculty", "Asia/Kolkata", money=_per("2", "week"))], _group("course", slices=1)),
+    ([_group("course", slices=2, slices_by_type={"quarter": 2})], None),
+    ([("everyone", None, {"each": {"slices": 1}})], None),
+    ([_group("lab", gpu_hours=_per("0.4", "day"))], _group("lab", money=_per("0.1", "day"))),
+]  # fmt: skip
+POLICIES = [
+    policy for before, last in STORIES for policy in (*before, last) if policy is not None
+] + [
     ("everyone", None, {"each": {"slices": "unlimited", "session_hours": 12}}),
-    ("user", "ada", {"each": {"money": _per("0.5", "day")}, "timezone": "Europe/Berlin"}),
-    ("user", "ada", {"each": {"money": _per("2.5", "day"), "slices": 3}}),
-    ("user", "ada", {"each": {"money": _per("3", "day"), "hold": "safe", "session_hours": 3}}),
-    ("user", "ada", {"each": {"money": _per("0", "day"), "hold": "safe", "session_hours": 3}}),
-    ("user", "bob", {"each": {"gpu_hours": _per("0.5", "6h")}}),
-    ("user", "bob", {"each": {"gpu_hours": _per("2", "6h"), "when_lowered": "next-start"}}),
-    ("user", "bob", {"each": {"gpu_hours": _per("0", "6h"), "when_lowered": "next-start"}}),
-    ("user", "cleo", {"each": {"prepaid": True}}),
-    ("user", "cleo", {"each": {"prepaid": False}}),
-    ("group", "course", {"total": {"money": _per("1.5", "day")}, "timezone": "Europe/Berlin"}),
-    ("group", "course", {"total": {"slices": 2}, "each": {"slice_types": ["quarter", "cpu"]}}),
-    ("group", "course", {"total": {"slices_by_type": {"quarter": 1}}}),
-    ("group", "faculty", {"total": {"money": _per("2", "week")}, "timezone": "Asia/Kolkata"}),
-    ("group", "faculty", {"total": {"gpu_hours": _per("1", "day"), "slices": 3}}),
-    ("group", "lab", {"total": {"money": _per("1", "day")}, "timezone": "Europe/Berlin"}),
+    ("group", "course", {"each": {"slice_types": ["quarter", "cpu"]}}),
 ]
 
 #: Rarer than in the model of leases: a budget is used up only while somebody looks.
@@ -112,9 +125,12 @@ class QuotaModel(CrashModel):
 
     @initialize(
         beginning=st.sampled_from(BEGINNINGS),
-        first=st.lists(st.sampled_from(POLICIES), min_size=2, max_size=3),
+        story=st.sampled_from(STORIES),
+        more=st.lists(st.sampled_from(POLICIES), max_size=1),
     )
-    def begin(self, beginning: int, first: list[tuple[str, str | None, dict[str, Any]]]) -> None:
+    def begin(
+        self, beginning: int, story: tuple[list[Policy], Policy | None], more: list[Policy]
+    ) -> None:
         self.hub = ModelHub()
         self.world = World(
             self.database_url(), devices=[gpu("GPU-a", 0), gpu("GPU-b", 1)], hub=self.hub
@@ -135,11 +151,16 @@ class QuotaModel(CrashModel):
         self.last: Refused | NodeUnavailable | None = None
         once._WAIT_S = 0.0
         self.world.database.write(self._nest)
-        for policy in first:
+        before, self.at_last = story
+        for policy in (*more, *before):
             self._set_policy(*policy, None)
-        for user in ("ada", "bob", "cleo"):  # never an empty history
+        for amount, lasts in ((150_000, None), (700_000, 90 * MINUTE)):
+            self._gives(amount, 0, lasts, None, again=1)
+        # Never an empty history: one GPU in quarters, the other as a whole, and one who waits.
+        for user, slice_name in (("dan", "whole"), *((one, "quarter") for one in USERS[:3])):
             self.world.now += 1
-            self._spawn(user, "quarter", "", None, False, None, start=True)
+            self._spawn(user, slice_name, "", None, start=True)
+        self._joins("bob", "whole", "two", None, auto=False)
 
     def _nest(self, session: sa.orm.Session) -> None:
         faculty, course = (
@@ -172,7 +193,7 @@ class QuotaModel(CrashModel):
         self._spawn(user, slice_name, server, crash, after, hours, start)
 
     def _spawn(  # type: ignore[no-untyped-def]
-        self, user, slice_name, server, crash, after, hours, start
+        self, user, slice_name, server, crash, after=False, hours=None, start=False
     ) -> None:
         declared = None if hours is None else hours * HOUR
         request = wire.LeaseRequest(
@@ -196,16 +217,17 @@ class QuotaModel(CrashModel):
     @precondition(lambda self: self.up)
     @rule(pick=picks, crash=crashes, after=st.booleans())
     def takes_an_offer(self, pick, crash, after):  # type: ignore[no-untyped-def]
+        offered = self._requests(QueueRequest.state.in_(("offered", "starting")))
+        if offered:
+            self._takes(offered[self.pick(offered, pick)], crash, after)
+
+    def _takes(self, one: Any, crash: Any, after: bool = False) -> None:
+        self._spawn(one.user_name, one.slice_type, one.server_name, crash, after, start=True)
+
+    def _requests(self, *where: Any) -> dict[str, Any]:
         with self.world.database.engine.connect() as connection:
-            found = {
-                row.id: row
-                for row in connection.execute(
-                    sa.select(QueueRequest).where(QueueRequest.state.in_(("offered", "starting")))
-                )
-            }
-        if found:
-            one = found[self.pick(found, pick)]
-            self._spawn(one.user_name, one.slice_type, one.server_name, crash, after, None, True)
+            rows = connection.execute(sa.select(QueueRequest).where(*where))
+            return {row.id: row for row in rows}
 
     def _was_refused_rightly(
         self, books: Books, user: str, slice_name: str, declared: int | None
@@ -269,6 +291,11 @@ class QuotaModel(CrashModel):
         auto=st.booleans(),
     )  # fmt: skip
     def joins_the_queue(self, user, slice_name, server, crash, after, auto):  # type: ignore[no-untyped-def]
+        self._joins(user, slice_name, server, crash, after, auto)
+
+    def _joins(  # type: ignore[no-untyped-def]
+        self, user, slice_name, server, crash, after=False, auto=False
+    ) -> None:
         body = JoinFor(user=user, slice=slice_name, server=server, auto_start=auto,
                        groups=list(GROUPS[user]))  # fmt: skip
         joined = self.attempt(
@@ -280,8 +307,7 @@ class QuotaModel(CrashModel):
     @precondition(lambda self: self.up)
     @rule(pick=picks, crash=crashes, after=st.booleans())
     def leaves_the_queue(self, pick, crash, after):  # type: ignore[no-untyped-def]
-        with self.world.database.engine.connect() as connection:
-            waiting = connection.scalars(sa.select(QueueRequest.id).where(STILL_WAITS)).all()
+        waiting = self._requests(STILL_WAITS)
         if waiting:
             self._leaves(self.pick(waiting, pick), crash, after)
 
@@ -338,6 +364,11 @@ class QuotaModel(CrashModel):
         again=st.integers(1, 3),
     )  # fmt: skip
     def credit_is_sent_again(self, amount, priority, lasts, crash, after, again):  # type: ignore[no-untyped-def]
+        self._gives(amount, priority, lasts, crash, after, again)
+
+    def _gives(  # type: ignore[no-untyped-def]
+        self, amount, priority, lasts, crash, after=False, again=1
+    ) -> None:
         """One request, sent until it is answered and then again: one effect, one answer."""
         self.keys += 1
         body = GiveCredit(
@@ -478,18 +509,15 @@ class QuotaModel(CrashModel):
         new = [one for one in books.leases.values() if one.id not in self.chains]
         for lease in new:
             self.chains[lease.id] = self.chain_of(books, lease.user_name)
+        offered = {one.lease_id for one in self._requests().values()} if new else set()
         for lease in new:
-            COVERAGE["offer"] += lease.attempt in self._requests()
+            COVERAGE["offer"] += lease.id in offered
             self._was_allowed(books, lease)
         self._no_slice_twice(books)
         for lease in books.leases.values():
             self._had_notice(books, lease, now)
         self.calm_from = None
         return books
-
-    def _requests(self) -> set[str]:
-        with self.world.database.engine.connect() as connection:
-            return set(connection.scalars(sa.select(QueueRequest.id)))
 
     def _was_allowed(self, books: Books, lease: Any) -> None:
         chain, now = self.chains[lease.id], lease.granted_us
@@ -630,12 +658,23 @@ class QuotaModel(CrashModel):
             world.restart()
         self.disarm()
         world.node.up = True
+        for server in list(world.node.servers.values()):
+            if server.runs and world.node.slices[server.lease_id].share_milli is None:
+                world.node.finish(server)  # a whole GPU becomes free
+        for _ in range(2):
+            world.now += 20 * SECOND
+            self.tick()
+        for _, one in sorted(self._requests(QueueRequest.state == "offered").items()):
+            self._takes(one, None)
+        for user in USERS:  # everybody tries for more
+            for server_name in ("three", "four"):
+                self._spawn(user, "quarter", server_name, None, start=True)
+        if self.at_last is not None:
+            self._set_policy(*self.at_last, None)
         for _ in range(6):  # whoever still runs comes nearer to the limits
             world.now += 25 * MINUTE
             self.tick()
-        with world.database.engine.connect() as connection:
-            waiting = connection.scalars(sa.select(QueueRequest.id).where(STILL_WAITS)).all()
-        for request_id in waiting:
+        for request_id in sorted(self._requests(STILL_WAITS)):
             self._leaves(request_id, None)
         for server in list(world.node.servers.values()):
             if server.runs:
