@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 import quotamodel
 from gpuslice.ledger.database import LedgerError
-from quotamutants import MUTANTS
+from mutants import MUTANTS as MUTANTS_OF_LEASES
+from quotamutants import BY_TIME, MUTANTS
 
 #: Bugs that need a rare meeting of events, so many examples: minutes each on a slow machine.
 RARE: set[str] = set()
@@ -41,6 +44,13 @@ def _hold(examples: int, *, fixed: bool) -> None:
     print(f"model coverage over {examples} examples: {dict(sorted(did.items()))}")
     for what, once_in in AT_LEAST.items():
         assert did[what] >= examples / once_in, f"too few of {what}: {dict(did)}"
+
+
+def test_the_list_of_planted_bugs_is_what_is_planted() -> None:
+    planted = MUTANTS_OF_LEASES | MUTANTS | BY_TIME
+    rows = [f"| `{name}` | {' '.join((p.__doc__ or '').split())} |" for name, p in planted.items()]
+    said = Path(__file__).with_name("BUGS.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in said if line.startswith("| `")] == rows
 
 
 def test_the_model_holds_and_does_things() -> None:
