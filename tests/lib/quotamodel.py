@@ -75,7 +75,7 @@ SAFE = {"hold": "safe", "session_hours": 3}
 LATER = {"when_lowered": "next-start"}
 #: What administrators set before anybody comes, and at last: amounts that some hours use up.
 STORIES: list[tuple[list[Policy], Policy | None]] = [
-    ([_user("ada", money=_per("0.7", "day"))], None),
+    ([_user("ada", money=_per("0.4", "day"))], None),
     ([_user("ada", money=_per("3", "day"), **SAFE)], _user("ada", money=_per("0", "day"), **SAFE)),
     ([_user("bob", gpu_hours=_per("0.5", "6h"))], _user("bob", slice_types=["cpu"])),
     ([_user("bob", gpu_hours=_per("2", "6h"), **LATER)],
