@@ -408,7 +408,9 @@ class QuotaModel(CrashModel):
     @precondition(lambda self: self.up and self.chains)
     @rule(pick=picks, part=st.booleans(), crash=crashes, after=st.booleans())
     def money_goes_back(self, pick, part, crash, after):  # type: ignore[no-untyped-def]
-        lease_id = self.pick(self.chains, pick)
+        self._goes_back(self.pick(self.chains, pick), part, crash, after)
+
+    def _goes_back(self, lease_id: str, part: bool, crash: Any, after: bool = False) -> None:
         body = RefundLease(amount_u=1000 if part else None, reason="a test")
         desk = self.world.live().money
         if self.attempt(
@@ -682,6 +684,8 @@ class QuotaModel(CrashModel):
         for _ in range(4):
             world.now += 100 * SECOND
             self.tick()
+        for lease_id in sorted(self.chains)[:3]:
+            self._goes_back(lease_id, True, None)
         self.the_ledger_is_consistent()
         books = self.books()
         for lease in books.leases.values():
