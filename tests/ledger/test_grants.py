@@ -18,10 +18,10 @@ from gpuslice.broker.grant import GrantRules, grant
 from gpuslice.broker.verify import verify
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import slice_types
-from gpuslice.ledger import migrate
+from gpuslice.ledger import credit, migrate
 from gpuslice.ledger.database import Database
 from gpuslice.ledger.prices import follow_settings
-from gpuslice.ledger.tables import AccountPeriod, Lease
+from gpuslice.ledger.tables import Account, AccountPeriod, Lease
 from gpuslice.quotas import policies
 from gpuslice.quotas.documents import PolicyDocument
 from ledgerworld import START, world_devices, world_settings
@@ -145,6 +145,63 @@ def test_64_spawns_of_one_user_with_a_limit_of_3(make_fleet: Callable[..., Fleet
     assert answers == {"granted": 3, "leases-limit": 61}
     active = fleet.database.read(lambda s: s.scalars(sa.select(AccountPeriod.active)).all())
     assert active == [3, 3]  # in all, and of this type
+
+
+#: What ten holds of a quarter for ten minutes cost, and a little more: never an eleventh.
+TEN = {"money": [{"at_most": "1.5", "per": "day"}]}
+
+
+@pytest.mark.parametrize(
+    ("whose", "limits", "reason"),
+    [
+        ("user", TEN, "budget-limit"),
+        ("user", {"gpu_hours": [{"at_most": "0.42", "per": "36h"}]}, "gpu-hours-limit"),
+        ("user", {"prepaid": True}, "credit-limit"),
+        ("group", TEN, "budget-limit"),
+        ("group", {"gpu_hours": [{"at_most": "0.42", "per": "week"}]}, "gpu-hours-limit"),
+        ("group", {"slices": 10}, "leases-limit"),
+        ("group", {"slices_by_type": {"quarter": 10}}, "slice-type-limit"),
+        ("above", TEN, "budget-limit"),
+    ],
+)
+def test_row_12_64_spawns_on_a_budget_for_10(
+    make_fleet: Callable[..., Fleet], whose: str, limits: dict[str, object], reason: str
+) -> None:
+    """Exactly ten, and everybody else is told the limit; nobody passes it by a microunit."""
+    fleet = make_fleet([gpu(f"GPU-{i}", i) for i in range(17)])
+    named = ("user", "u") if whose == "user" else ("group", "course")
+    subject = ("group", "faculty") if whose == "above" else named
+
+    def limit(session: sa.orm.Session) -> None:
+        account = policies.account_of(session, *named, START)
+        if whose == "above":
+            above = policies.account_of(session, *subject, START)
+            session.execute(sa.update(Account).where(Account.id == account).values(parent_id=above))
+            account = above
+        said = {"each" if whose == "user" else "total": limits}
+        policies.set_policy(
+            session, policies.subject_of(subject[0], account), account,
+            PolicyDocument.model_validate(said), expected=None, actor="t", reason="test", now=START,
+        )  # fmt: skip
+        if "prepaid" in limits:
+            credit.give(session, account, 1_500_000, key="k", actor="t", reason="r", now=START)
+
+    fleet.database.write(limit)
+
+    def spawn(i: int) -> str:
+        request = wire.LeaseRequest(
+            attempt=uuid.uuid4().hex, user="u" if whose == "user" else f"u{i}", server=f"s{i}",
+            slice="quarter", groups=["course"],
+        )  # fmt: skip
+        return fleet.database.write(
+            lambda session: grant(session, request, fleet.rules, now=START + 1).id
+        )
+
+    answers = fleet.in_parallel([lambda i=i: spawn(i) for i in range(64)])
+    assert answers == {"granted": 10, reason: 54}
+    with pytest.raises(Refused) as refused:
+        spawn(99)
+    assert refused.value.refusal.limit
 
 
 def test_one_attempt_20_times_is_one_lease(make_fleet: Callable[..., Fleet]) -> None:

@@ -27,6 +27,8 @@ class Server:
     finish_known: bool = True
     #: Removed with its record, so no list ever shows it again.
     vanished: bool = False
+    #: By how much the wall clock had been set when it started.
+    jumped_us: int = 0
 
     @property
     def runs(self) -> bool:
@@ -77,6 +79,8 @@ class FakeNode:
         self.history: dict[str, Server] = {}
         self.up = True
         self.unclean: str | None = None
+        #: By how much the wall clock was set; what has really passed is the clock's without it.
+        self.jumped_us = 0
         #: Raise Crash at the n-th call from now, before or after its effect.
         self.crash_in: int | None = None
         self.crash_after = False
@@ -106,7 +110,7 @@ class FakeNode:
             boot_id=self.boot,
             engine="local",
             now_us=self.clock(),
-            boottime_us=self.clock(),
+            boottime_us=self.clock() - self.jumped_us,
             simulated=True,
             driver_version="580.0",
             gpu_problem=None,
@@ -121,7 +125,7 @@ class FakeNode:
             node_id=NODE,
             boot_id=self.boot,
             now_us=self.clock(),
-            boottime_us=self.clock(),
+            boottime_us=self.clock() - self.jumped_us,
             servers=[self._report(server) for server in self.servers.values()],
             slices=sorted(set(self.slices) - self.fenced),
         )
@@ -139,7 +143,7 @@ class FakeNode:
             server="",
             boot_id=self.boot,
             started_us=server.started_us,
-            alive_til_us=self.clock() if server.runs else None,
+            alive_til_us=self._true_time(server) if server.runs else None,
             finished_us=server.finished_us if known else None,
             exit_code=0 if server.finished_us is not None and known else None,
         )
@@ -195,10 +199,15 @@ class FakeNode:
 
     def run(self, server: Server, started_us: int) -> None:
         server.state, server.started_us = wire.ServerState.RUNNING, started_us
+        server.jumped_us = self.jumped_us
+
+    def _true_time(self, server: Server) -> int:
+        """The server's start and the time that has really passed since, as the node says it."""
+        return self.clock() - (self.jumped_us - server.jumped_us)
 
     def finish(self, server: Server, *, known: bool = True) -> None:
         server.state = wire.ServerState.EXITED
-        server.finished_us, server.finish_known = self.clock(), known
+        server.finished_us, server.finish_known = self._true_time(server), known
 
     def vanish(self, server: Server) -> None:
         """Removed by hand with its record, as ``docker rm -f`` does."""

@@ -6,51 +6,32 @@ the ledger must have billed exactly that, once, and freed every slice.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import hypothesis.strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
-    invariant,
     precondition,
     rule,
 )
 from sqlalchemy import select
 
-from fakenode import Crash
+from crashmodel import OVER, CrashModel, crashes, picks
 from gpuslice import wire
-from gpuslice.errors import Refused
 from gpuslice.ledger.tables import AccountPeriod, Claim, Entry, Lease, Segment
-from gpuslice.nodeclient import NodeUnavailable
-from ledgerworld import SLICES, World, sqlite_ledger
+from ledgerworld import SLICES, World
 
 USERS = ("alice", "bob", "carol")
-OVER = (wire.LeaseState.ENDED, wire.LeaseState.CANCELLED)
 RATES = {item["name"]: round(float(str(item["price"])) * 1e6) for item in SLICES}
 
 #: What the runs really did, over all examples: a green run in which nothing happened is no proof.
 COVERAGE: Counter[str] = Counter()
 
-#: Mostly no crash: a service that is down all the time bills nothing.
-crashes = st.sampled_from([None] * 9 + [("commit", 1), ("commit", 2), ("node", 1), ("node", 2)])
-picks = st.integers(0, 99)
 
+class LeaseModel(CrashModel):
+    """One short history of the platform."""
 
-class LeaseModel(RuleBasedStateMachine):
-    """One short history of the platform. Subclasses give the database's URL."""
-
-    def database_url(self) -> str:
-        handle, self.path = tempfile.mkstemp(suffix=".sqlite")
-        os.close(handle)
-        return sqlite_ledger(Path(self.path))
-
-    def dispose(self) -> None:
-        for end in ("", "-wal", "-shm"):
-            Path(self.path + end).unlink(missing_ok=True)
+    coverage = COVERAGE
 
     @initialize()
     def begin(self) -> None:
@@ -58,42 +39,6 @@ class LeaseModel(RuleBasedStateMachine):
         self.granted: dict[str, wire.LeaseGrant] = {}
         self.stops: dict[str, int] = {}
         self.grant_some(0, "quarter", None, start=True)  # never an empty history
-
-    @property
-    def up(self) -> bool:
-        return self.world.broker is not None
-
-    # --- crashes --------------------------------------------------------------------------------
-
-    def arm(self, crash: tuple[str, int] | None, after: bool = False) -> None:
-        if crash is None:
-            return
-        target = self.world.database if crash[0] == "commit" else self.world.node
-        target.crash_in, target.crash_after = crash[1], after
-
-    def disarm(self) -> None:
-        self.world.database.crash_in = None
-        self.world.node.crash_in = None
-
-    def crashed(self) -> None:
-        COVERAGE["crash"] += 1
-        self.disarm()
-        self.world.kill()
-
-    def attempt(self, job, crash, after=False):  # type: ignore[no-untyped-def]
-        """Run one call of the service, which may be refused, fail, or be killed in it."""
-        self.arm(crash, after)
-        try:
-            return job()
-        except (Refused, NodeUnavailable):
-            COVERAGE["refused"] += 1
-            return None
-        except Crash:
-            self.crashed()
-            return None
-        finally:
-            if self.up:
-                self.disarm()
 
     # --- what people do -------------------------------------------------------------------------
 
@@ -136,20 +81,10 @@ class LeaseModel(RuleBasedStateMachine):
 
     # --- what machines do -----------------------------------------------------------------------
 
-    def startable(self) -> list[str]:
-        return [i for i in self.world.node.slices if self.world.node.startable(i)]
-
     @precondition(lambda self: self.startable())
     @rule(pick=picks, container=st.booleans(), dies=st.sampled_from([False] * 5 + [True]))
     def server_starts(self, pick, container, dies):  # type: ignore[no-untyped-def]
         self.server_starts_now(self.pick(self.startable(), pick), container, dies)
-
-    def server_starts_now(self, lease_id, container=False, dies=False):  # type: ignore[no-untyped-def]
-        if container:
-            self.world.engine_start(lease_id)
-            COVERAGE["start"] += 1
-        elif self.up and self.attempt(lambda: self.world.supervise(lease_id, dies=dies), None):
-            COVERAGE["start"] += 1
 
     @precondition(lambda self: self.up and self.startable())
     @rule(pick=picks, crash=crashes, after=st.booleans())
@@ -211,51 +146,7 @@ class LeaseModel(RuleBasedStateMachine):
         self.world.restart()
         self.the_ledger_is_consistent()
 
-    # --- what must always hold ------------------------------------------------------------------
-
-    def pick(self, things, pick):  # type: ignore[no-untyped-def]
-        names = sorted(things)
-        return names[pick % len(names)]
-
-    @invariant()
-    def no_two_tenants(self) -> None:
-        """On no device do slices overlap that the node has not cleared yet: the promise."""
-        if not hasattr(self, "world"):
-            return
-        used: Counter[str] = Counter()
-        for slice_ in self.world.node.slices.values():
-            if slice_.device_uuid:
-                used[slice_.device_uuid] += slice_.share_milli or 1000
-        for device, milli in used.items():
-            assert milli <= 1000, f"{device} is leased twice ({milli} of 1000)"
-
-    @invariant()
-    def what_runs_is_leased(self) -> None:
-        """A slice is not free in the ledger while the engine still runs its server."""
-        if not hasattr(self, "world"):
-            return
-        running = [s.lease_id for s in self.world.node.servers.values() if s.runs]
-        if not running:
-            return
-        with self.world.database.engine.connect() as connection:
-            over = connection.execute(
-                select(Lease.id, Lease.state).where(Lease.id.in_(running), Lease.state.in_(OVER))
-            ).all()
-        assert not over, f"these run but their leases are over: {over}"
-
-    def the_ledger_is_consistent(self) -> None:
-        assert not self.world.problems()
-
     # --- the end --------------------------------------------------------------------------------
-
-    def teardown(self) -> None:
-        if not hasattr(self, "world"):
-            return
-        try:
-            self.finish_everything()
-        finally:
-            self.world.close()
-            self.dispose()
 
     def finish_everything(self) -> None:
         world = self.world

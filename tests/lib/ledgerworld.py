@@ -14,14 +14,15 @@ import uuid
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from fakenode import Crash, FakeNode, gpu, mig
 from gpuslice import wire
 from gpuslice.broker import grant as grant_module
+from gpuslice.broker import queue as queue_module
 from gpuslice.broker.broker import Broker
 from gpuslice.broker.core import Hub
 from gpuslice.broker.verify import verify
@@ -32,6 +33,7 @@ from gpuslice.settings import Settings, load_settings
 
 T = TypeVar("T")
 START = 1_790_000_000_000_000
+_WITH_IDS = (grant_module, queue_module)
 
 #: Slice types that overlap on one device, and one each of the other kinds.
 SLICES = [
@@ -78,8 +80,18 @@ class CrashingDatabase(Database):
     crash_in: int | None = None
     crash_after = False
 
+    #: The engine that was used last, by its URL: it knows the statements that it has compiled,
+    #: which is most of what a restart costs. Its connections are all closed in between.
+    _last: ClassVar[tuple[str, Engine] | None] = None
+
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        if self._last is not None and self._last[0] == url:
+            self.engine = self._last[1]
+            self._sessions.configure(bind=self.engine)
+            self._read_only.configure(bind=self.engine.execution_options(write=False))
+            return
+        CrashingDatabase._last = (url, self.engine)
         if self.engine.dialect.name == "sqlite":
             # The tests kill the service, not the machine: the page cache survives that.
             event.listen(
@@ -141,13 +153,13 @@ class World:
         self.now = START
         self.loop = asyncio.new_event_loop()
         self.node = FakeNode(self.clock, devices or world_devices())
-        # Leases are worked through in the order of their ids: with ids by chance, the same steps
-        # would have another outcome the next time.
-        numbers = itertools.count(1)
-        self._real_uuid = grant_module.uuid
-        grant_module.uuid = SimpleNamespace(  # type: ignore[assignment]
-            uuid4=lambda: uuid.uuid5(uuid.NAMESPACE_OID, str(next(numbers)))
-        )
+        # Leases and requests are worked through in the order of their ids: with ids by chance, the
+        # same steps would have another outcome the next time.
+        for module in _WITH_IDS:
+            numbers = itertools.count(1)
+            module.uuid = SimpleNamespace(  # type: ignore[attr-defined]
+                uuid4=lambda numbers=numbers: uuid.uuid5(uuid.NAMESPACE_OID, str(next(numbers)))
+            )
         self.broker: Broker | None = None
         self.database: CrashingDatabase
         self.restart()
@@ -173,7 +185,8 @@ class World:
 
     def close(self) -> None:
         self.kill()
-        grant_module.uuid = self._real_uuid
+        for module in _WITH_IDS:
+            module.uuid = uuid  # type: ignore[attr-defined]
         self.loop.close()
 
     def do(self, job: Coroutine[Any, Any, T]) -> T:

@@ -114,20 +114,21 @@ def beat(
     if lease.covered_us is None or covered_us <= lease.covered_us:
         return
     lease.covered_us = covered_us
-    _absorb(lease, covered_us, rules)
+    _absorb(lease, covered_us, rules, now)
     billing.bill(session, lease, covered_us, final=False, timezones=rules.timezones, now=now)
     billing.top_up(session, lease, rules.hold_horizon_us, now=now)
 
 
-def _absorb(lease: Lease, til_us: int, rules: BillingRules) -> None:
+def _absorb(lease: Lease, til_us: int, rules: BillingRules, now: int) -> None:
     """Long past its deadline without a stop: nobody was there, so the platform pays from there.
 
-    Never before what is paid already: paid time is not taken back.
+    Never before what is paid already: paid time is not taken back. A deadline is of our clock, so
+    it is past by that, too: if it was set back, somebody was there all the time.
     """
     if lease.deadline_us is None or lease.absorbed_from_us is not None:
         return
     mark = max(lease.deadline_us + rules.unattended_us, lease.billed_us or 0)
-    if til_us > mark:
+    if min(til_us, now) > mark:
         lease.absorbed_from_us = mark
 
 
@@ -152,7 +153,7 @@ def settle(
     assert lease.covered_us is not None and lease.billed_us is not None
     til = lease.covered_us if finished_us is None else finished_us
     til = max(til, lease.billed_us)  # a clock that went back does not un-pay a segment
-    _absorb(lease, til, rules)
+    _absorb(lease, til, rules, now)
     billing.bill(session, lease, til, final=True, timezones=rules.timezones, now=now)
     billing.close_hold(session, lease, now=now)
     said = lease.stop_reason or reason

@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from gpuslice.units import MINUTE_US
 from gpuslice.wire import LeaseState, ServerReport, ServerState
+
+#: What was noted for so much later than now was noted before our clock was set back: no list
+#: takes that long.
+SET_BACK_US = MINUTE_US
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,18 @@ def decide(
         return [Release()]
     if lease.state is LeaseState.REVOKING:
         return [Fence()]
-    if lease.state_us >= asked_us:
+    if lease.state_us >= asked_us and not _set_back(lease.state_us, asked_us, now):
         return [Wait()]
     if lease.state is LeaseState.GRANTED:
         return _granted(lease, report, now)
     if lease.state in (LeaseState.RUNNING, LeaseState.STOPPING):
-        return _running(lease, report, now, timing)
+        return _running(lease, report, asked_us, now, timing)
     return [Wait()]
+
+
+def _set_back(noted_us: int, asked_us: int, now: int) -> bool:
+    """Whether the clock was set back after something was noted, and before the list was taken."""
+    return now >= asked_us and noted_us - now > SET_BACK_US
 
 
 def _granted(lease: LeaseFacts, report: ServerReport | None, now: int) -> list[Decision]:
@@ -118,7 +128,7 @@ def _granted(lease: LeaseFacts, report: ServerReport | None, now: int) -> list[D
 
 
 def _running(
-    lease: LeaseFacts, report: ServerReport | None, now: int, timing: Timing
+    lease: LeaseFacts, report: ServerReport | None, asked_us: int, now: int, timing: Timing
 ) -> list[Decision]:
     if report is None:
         return [Settle(None, None, "the engine no longer knows the server")]
@@ -126,17 +136,21 @@ def _running(
         return [Wait()]  # between its permission to run and its first line of the record
     if report.state is ServerState.EXITED:
         return [Settle(report.finished_us, report.exit_code, end_reason(report))]
-    return _alive(lease, report, now, timing)
+    return _alive(lease, report, asked_us, now, timing)
 
 
-def _alive(lease: LeaseFacts, report: ServerReport, now: int, timing: Timing) -> list[Decision]:
+def _alive(
+    lease: LeaseFacts, report: ServerReport, asked_us: int, now: int, timing: Timing
+) -> list[Decision]:
     found: list[Decision] = []
     seen = report.alive_til_us
     covered = lease.covered_us or 0
     if seen is not None and seen - covered >= timing.heartbeat_us:
         found.append(Beat(seen))
-    asked = lease.stop_requested_us
-    if asked is not None and now - asked >= timing.node_stop_after_us:
+    stop = lease.stop_requested_us
+    if stop is not None and (
+        now - stop >= timing.node_stop_after_us or _set_back(stop, asked_us, now)
+    ):
         found.append(StopServer())
     return found or [Wait()]
 

@@ -85,7 +85,8 @@ class _Tick:
         key = (lease.price_list, lease.slice_type)
         if key not in self._rates:
             self._rates[key] = rates(self.session, *key)
-        return rate_at(self._rates[key], self.now).rate_u_per_hour
+        # A clock that was set back may say a time before there was any price.
+        return rate_at(self._rates[key], max(self.now, lease.granted_us)).rate_u_per_hour
 
     def credit(self, account_id: int) -> int:
         if account_id not in self._credit:
@@ -113,7 +114,7 @@ def look(
     tick.going = going or {}
     ended = []
     for lease in tick.leases:
-        end = min(_ends(tick, lease), key=lambda one: one.at_us, default=None)
+        end = _end(tick, lease)
         at = deadline.next_deadline(
             end.at_us if end else None, lease.deadline_us, lease.guaranteed_til_us, now,
             max(rules.grace_us, end.notice_us if end else 0),
@@ -155,31 +156,47 @@ def _read(session: Session, rules: WatchRules, now: int) -> _Tick:
         for account_id in tick.chains[lease.id]:
             tick.holding[account_id].append(by_id[lease.id])
     for lease in live:
-        if lease.state == LeaseState.RUNNING and lease.stop_requested_us is None:
+        goes_on = lease.state == LeaseState.RUNNING and lease.stop_requested_us is None
+        if goes_on:
             tick.leases.append(lease)
-            _draws(tick, lease)
+        _draws(tick, lease, goes_on)
     return tick
 
 
-def _draws(tick: _Tick, lease: Lease) -> None:
-    """Count what this lease has used since its last segment, and uses, on all its accounts."""
+def _draws(tick: _Tick, lease: Lease, goes_on: bool) -> None:
+    """Count what this lease has used since its last segment, and uses, on all its accounts.
+
+    Used is what it was seen alive for: our own clock may have been set.
+    """
     unopened = lease.open_before_us is not None and lease.opened_us is None
-    if lease.billed_us is None or unopened:
+    if lease.billed_us is None or lease.covered_us is None or unopened:
         return
+    marks = (lease.covered_us, lease.stop_requested_us, lease.absorbed_from_us)
+    unbilled_us = max(0, min(mark for mark in marks if mark is not None) - lease.billed_us)
     rate = tick.rate(lease)
-    unbilled_us = max(0, tick.now - lease.billed_us)
     for account_id in tick.chains[lease.id]:
         tick.unbilled["money", account_id] += rate * unbilled_us // HOUR_US
-        tick.per_hour["money", account_id] += rate
         tick.unbilled["gpu-hours", account_id] += unbilled_us * lease.gpu_milli // 1000
-        tick.per_hour["gpu-hours", account_id] += lease.gpu_milli * HOUR_US // 1000
+        if goes_on:
+            tick.per_hour["money", account_id] += rate
+            tick.per_hour["gpu-hours", account_id] += lease.gpu_milli * HOUR_US // 1000
 
 
 # --- what ends a lease ------------------------------------------------------------------------
 
 
-def _ends(tick: _Tick, lease: Lease) -> Iterator[_End]:
-    holding = _effective(tick, lease)
+def _end(tick: _Tick, lease: Lease) -> _End | None:
+    """What ends a lease first; None: nothing does."""
+    ends = [
+        min(_ends(tick, lease, holding), key=lambda one: one.at_us, default=None)
+        for holding in _words(tick, lease)
+    ]
+    found = [end for end in ends if end is not None]
+    # Where two say when, the one that leaves more time counts; one that says nothing leaves all.
+    return max(found, key=lambda one: one.at_us) if len(found) == len(ends) else None
+
+
+def _ends(tick: _Tick, lease: Lease, holding: Effective) -> Iterator[_End]:
     yield from _own_end(lease, holding)
     if (asked := tick.going.get(lease.id)) is not None:
         yield _End(asked.at_us, asked.reason, asked.notice_us)
@@ -194,13 +211,14 @@ def _ends(tick: _Tick, lease: Lease) -> Iterator[_End]:
                 yield from _used_up(tick, lease, rule)
 
 
-def _effective(tick: _Tick, lease: Lease) -> Effective:
-    """What holds for a lease now; where a change counts at the next start only, what held then."""
-    now = _chain(tick, lease, None)
-    found = effective(now, lease.slice_type, tick.rules.timezone)
-    if found.when_lowered == "grace":
-        return found
-    return effective(_chain(tick, lease, lease.granted_us), lease.slice_type, tick.rules.timezone)
+def _words(tick: _Tick, lease: Lease) -> Iterator[Effective]:
+    """What holds for a lease now; where a lowered limit counts at the next start only, also what
+    held when it was granted."""
+    now = effective(_chain(tick, lease, None), lease.slice_type, tick.rules.timezone)
+    yield now
+    if now.when_lowered == "next-start":
+        then = _chain(tick, lease, lease.granted_us)
+        yield effective(then, lease.slice_type, tick.rules.timezone)
 
 
 def _chain(tick: _Tick, lease: Lease, moment: int | None) -> Chain:

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 from gpuslice.ledger.tables import Price
 
 DEFAULT_LIST = "default"
+#: How the actor of a price from gpuslice.toml begins.
+SETTINGS = "settings:"
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,21 @@ def set_price(
 def follow_settings(
     session: Session, slice_type: str, rate_u_per_hour: int, *, now: int, actor: str
 ) -> None:
-    """Make the configured rate the price from now on, unless it is already.
+    """Make the configured rate the price from now on if the configuration has changed.
 
-    A price that an administrator has announced for later is left alone.
+    A price that an administrator has set since, or has announced for later, stands.
     """
+    configured = session.scalar(
+        sa.select(Price.rate_u_per_hour)
+        .where(
+            Price.price_list == DEFAULT_LIST, Price.slice_type == slice_type,
+            Price.actor.startswith(SETTINGS),
+        )
+        .order_by(Price.effective_from_us.desc())
+        .limit(1)
+    )  # fmt: skip
     known = rates(session, DEFAULT_LIST, slice_type)
-    if known and (known[-1].from_us >= now or known[-1].rate_u_per_hour == rate_u_per_hour):
+    if rate_u_per_hour in (configured, known[-1].rate_u_per_hour if known else None):
         return
-    set_price(session, slice_type, rate_u_per_hour, now=now, actor=actor)
+    if not known or known[-1].from_us < now:
+        set_price(session, slice_type, rate_u_per_hour, now=now, actor=actor)
