@@ -10,6 +10,7 @@ from typing import Literal
 
 import click
 
+from gpuslice.cli import backupcommands
 from gpuslice.cli.options import CONFIG, STATE
 from gpuslice.cli.quotacommands import quota
 
@@ -246,6 +247,7 @@ def service(arguments: Sequence[str]) -> None:
 
 
 main.add_command(quota)
+backupcommands.add_to(main)
 
 
 @main.group()

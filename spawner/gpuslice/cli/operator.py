@@ -44,7 +44,7 @@ class Operator:
     async def _call(
         self, method: str, path: str, body: object, query: dict[str, str], key: str | None = None
     ) -> Any:
-        headers = {"Authorization": f"token {self.token}", ACTOR_HEADER: _login()}
+        headers = {"Authorization": f"token {self.token}", ACTOR_HEADER: login()}
         if key is not None:
             headers["Idempotency-Key"] = key
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
@@ -75,7 +75,8 @@ def _read(status: int, text: str) -> Any:
     raise Trouble(str(answer.get("message", f"The service answered {status}.")))
 
 
-def _login() -> str:
+def login() -> str:
+    """Who calls, for the audit."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

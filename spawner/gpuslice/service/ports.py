@@ -19,6 +19,7 @@ from gpuslice.broker.moneyviews import (
     Usage,
 )
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
+from gpuslice.broker.strangers import AdoptServer, Stranger
 from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.quotas.views import ExplainRequest, Explanation, PolicyKind, PolicyView
@@ -99,6 +100,16 @@ class MoneyDesk(Protocol):
     async def usage(self, whose: str, name: str) -> Usage: ...
 
 
+class StrangerDesk(Protocol):
+    """Servers that run without a lease; all may raise Refused."""
+
+    async def all(self) -> list[Stranger]: ...
+
+    async def adopt(self, lease_id: str, body: AdoptServer, actor: str) -> Stranger: ...
+
+    async def end(self, lease_id: str, reason: str, actor: str) -> Stranger: ...
+
+
 class Broker(Protocol):
     """The facade over leases and ledger. No method blocks the event loop; none calls the hub
     inside a transaction. The desks are parts of it, by what they are about."""
@@ -114,6 +125,9 @@ class Broker(Protocol):
 
     @property
     def queue(self) -> QueueDesk: ...
+
+    @property
+    def strangers(self) -> StrangerDesk: ...
 
     async def offers(self, user: str | None) -> list[wire.Offer]:
         """Slice types as this user may take them; ``None``: as anybody."""

@@ -13,6 +13,7 @@ from gpuslice.service import (
     pagecalls,
     policycalls,
     queuecalls,
+    strangercalls,
 )
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import Text
@@ -115,4 +116,5 @@ ROUTES: tuple[AnyRoute, ...] = (
     *policycalls.ROUTES,
     *queuecalls.ROUTES,
     *moneycalls.ROUTES,
+    *strangercalls.ROUTES,
 )
