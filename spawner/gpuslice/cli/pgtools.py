@@ -13,6 +13,8 @@ from gpuslice.cli.trouble import Trouble
 from gpuslice.ledger.migrate import VERSION_TABLE
 from gpuslice.ledger.tables import Base
 
+#: Every table of the ledger, of this revision and of those before it.
+TABLES = frozenset({*Base.metadata.tables, VERSION_TABLE, "quota_policy"})
 #: Where a restore puts what was there before; not part of later backups.
 ASIDE = "gpuslice_before_"
 
@@ -43,7 +45,6 @@ def load(engine: sa.Engine, source: Path) -> None:
 
 def strange_tables(connection: sa.Connection) -> list[str]:
     """Tables in this database that are not the ledger's."""
-    ours = {*Base.metadata.tables, VERSION_TABLE}
     rows = connection.execute(
         sa.text(
             "SELECT schemaname, tablename FROM pg_tables"
@@ -53,7 +54,7 @@ def strange_tables(connection: sa.Connection) -> list[str]:
     return sorted(
         f"{schema}.{table}"
         for schema, table in rows
-        if table not in ours and not schema.startswith(ASIDE)
+        if table not in TABLES and not schema.startswith(ASIDE)
     )
 
 

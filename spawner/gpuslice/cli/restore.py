@@ -22,7 +22,7 @@ from gpuslice.cli.trouble import Trouble
 from gpuslice.ledger import migrate
 from gpuslice.ledger.database import Database, LedgerError, make_engine, sqlite_url, unavailable
 from gpuslice.ledger.migrate import SCHEMA_LOCK, VERSION_TABLE
-from gpuslice.ledger.tables import Audit, Base
+from gpuslice.ledger.tables import Audit
 from gpuslice.units import to_datetime
 
 #: The audit's word for a restore; its ``before`` is as of when the backup was.
@@ -272,4 +272,4 @@ def _move(connection: sa.Connection, source: str, target: str) -> None:
 
 def _tables(connection: sa.Connection, schema: str) -> list[str]:
     there = set(sa.inspect(connection).get_table_names(schema=schema))
-    return sorted(there & {*Base.metadata.tables, VERSION_TABLE})
+    return sorted(there & pgtools.TABLES)
