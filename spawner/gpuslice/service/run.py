@@ -40,6 +40,8 @@ _MAX_READ = 2 * 1024 * 1024
 _BODY_S, _IDLE_S = 30.0, 300.0
 #: How long an orderly end waits for requests that are being answered.
 _FINISH_S = 20.0
+#: A standby whose take-over failed tries again after so long.
+_AGAIN_S = 2.0
 
 
 class StartError(Exception):
@@ -130,6 +132,12 @@ async def _work(broker: Broker, config: ServiceConfig, door: _Door) -> None:
             if not door.is_open:
                 event(_LOG, logging.WARNING, "standby", message=str(other))
                 door.show(make_standby(broker, config))
+        except LedgerError as error:
+            # Whoever stands by outlives a database that is away for a while.
+            if not door.is_open:
+                raise
+            event(_LOG, logging.ERROR, "take-over-failed", message=str(error))
+            await asyncio.sleep(_AGAIN_S)
         await broker.wait_for_meter()
         event(_LOG, logging.WARNING, "taking-over")
     door.show(make_app(broker, config))
