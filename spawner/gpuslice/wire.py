@@ -179,6 +179,8 @@ class ServerReport(Wire):
     url: str | None = None
     #: The newest sample of what it uses; None before the first one and for CPU leases.
     use: Use | None = None
+    #: What was prepared for it; a ledger that lost the lease makes it anew from this.
+    piece: PrepareSlice | None = None
 
 
 class Listing(Wire):

@@ -146,6 +146,7 @@ class FakeNode:
             alive_til_us=self._true_time(server) if server.runs else None,
             finished_us=server.finished_us if known else None,
             exit_code=0 if server.finished_us is not None and known else None,
+            piece=self.slices.get(server.lease_id),
         )
 
     async def prepare(self, piece: wire.PrepareSlice) -> None:

@@ -34,6 +34,7 @@ from gpuslice.broker.policydesk import PolicyDesk
 from gpuslice.broker.queuedesk import QueueDesk
 from gpuslice.broker.reservationdesk import ReservationDesk
 from gpuslice.broker.states import OVER
+from gpuslice.broker.strangerdesk import StrangerDesk
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
 from gpuslice.ledger import migrate
@@ -69,6 +70,7 @@ class Broker:
         self.queue = QueueDesk(self.core, self._rules, hub)
         self.people = PeopleDesk(self.core, hub, self._policies_changed)
         self.reservations = ReservationDesk(self.core, self._rules)
+        self.strangers = StrangerDesk(self.core, node, self._rules)
         self._settings = settings
         self._db = database
         self._node = node
@@ -119,19 +121,25 @@ class Broker:
     # --- life --------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bring the schema up to date, become the ledger's meter, and look at the node once.
+        """Become the ledger's meter, bring the schema up to date, and look at the node once.
 
         Raises:
-            LedgerError: the database cannot be used, or another service meters it.
+            MeterLives: another service meters this ledger; nothing was changed.
+            LedgerError: the database cannot be used.
             SettingsError: a configured slice does not fit on what the node has.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
+        # The meter first: a schema is not changed under a service that works on it. Only a
+        # database without a table has to have some before there can be a meter.
+        if await loop.run_in_executor(None, migrate.current_revision, self._db.engine) is None:
+            await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
         self.core.epoch = await self._db.awrite(lambda s: meter.acquire(s, now=self.core.now()))
+        await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
         limit = self._settings.limits.leases_per_user
         await self._write(lambda s, now: policies.follow_settings(s, limit, now=now))
         await self._policies_changed()
         await self._first_inventory()
+        await self._first_look()
 
     async def _policies_changed(self) -> None:
         """Segments are cut where the periods of the policies begin."""
@@ -149,13 +157,47 @@ class Broker:
                     return
             await asyncio.sleep(0.2)
 
+    async def _first_look(self) -> None:
+        """Before the first grant: a server without a lease (as after a restore) has its slice."""
+        try:
+            listing = await self._node.listing()
+        except NodeUnavailable as error:
+            self._node_down(error)
+            return
+        self._judge_strangers(
+            listing.node_id, await self._db.aread(lambda s: reconciler.unaccounted(s, listing))
+        )
+
+    @property
+    def may_stand_by(self) -> bool:
+        """Whether a service may wait for another one's end on this ledger."""
+        return self._db.engine.dialect.name == "postgresql"
+
+    async def wait_for_meter(self) -> None:
+        """As standby: returns when no other service seems to meter this ledger any more."""
+        while True:
+            try:
+                if not await self._db.aread(lambda s: meter.lives(s, now=self.core.now())):
+                    return
+            except LedgerError as error:
+                log.warning("event=standby-cannot-look message=%r", str(error))
+            await asyncio.sleep(meter.BEAT_S)
+
     async def run(self) -> None:
         """Reconcile and follow the inventory until cancelled, or until the epoch is lost."""
+        pause_s = self._settings.timing.reconcile_s
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._every(self.reconcile, "list"))
-            group.create_task(self._every(self._sync_inventory, "inventory"))
+            group.create_task(self._every(self.reconcile, "list", pause_s))
+            group.create_task(self._every(self._sync_inventory, "inventory", pause_s))
             group.create_task(self._follow_people())
             group.create_task(self._every(self.housekeeping.round, "housekeeping", EVERY_S))
+            if self.may_stand_by:
+                # A comparison may wait long for its node; a standby must not take that for death.
+                group.create_task(self._every(self._beat, "beat", meter.BEAT_S))
+
+    async def _beat(self) -> None:
+        """A write of nothing: it says that this service lives, and finds out if it must not."""
+        await self._write(lambda _session, _now: None)
 
     async def _follow_people(self) -> None:
         """The hub's users, now and then; not at once, while the hub may be starting too."""
@@ -163,7 +205,7 @@ class Broker:
         await self._every(self.people.follow, "people", LOOK_EVERY_S)
 
     async def _every(
-        self, work: Callable[[], Awaitable[object]], source: str, pause_s: float | None = None
+        self, work: Callable[[], Awaitable[object]], source: str, pause_s: float
     ) -> None:
         """Repeat ``work``; what fails is logged and counted, and tried again the next time."""
         while True:
@@ -179,12 +221,17 @@ class Broker:
             except Exception:
                 self.errors.count("internal")
                 log.exception("event=work-failed work=%s", source)
-            await asyncio.sleep(self._settings.timing.reconcile_s if pause_s is None else pause_s)
+            await asyncio.sleep(pause_s)
 
     async def close(self) -> None:
-        """Finish what was begun and close the database."""
+        """Finish what was begun, hand the ledger over, and close the database."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
+        if self.core.epoch:
+            try:
+                await self._db.awrite(lambda s: meter.hand_over(s, self.core.epoch))
+            except LedgerError as error:
+                log.warning("event=not-handed-over message=%r", str(error))
         await asyncio.get_running_loop().run_in_executor(None, self._db.close)
 
     # --- the node ----------------------------------------------------------------------------
@@ -267,15 +314,20 @@ class Broker:
         if todo.clock_jump_us:
             self.errors.count("clock_jump")
             log.warning("event=clock-jump node=%s us=%d", listing.node_id, todo.clock_jump_us)
-        if todo.unaccounted:
-            self.errors.count("unaccounted")
-            log.error("event=unaccounted-servers leases=%s", ",".join(todo.unaccounted[:20]))
-            self._closed[listing.node_id, "unaccounted"] = (
-                f"{len(todo.unaccounted)} server(s) run there that the ledger does not know"
-            )
-        else:
-            self._node_up(listing.node_id, "unaccounted")
+        self._judge_strangers(listing.node_id, todo.unaccounted)
         self._node_up(listing.node_id, "list")
+
+    def _judge_strangers(self, node_id: str, unaccounted: list[str]) -> None:
+        """Nothing is granted where servers run whose slices the ledger does not know."""
+        if not unaccounted:
+            self._node_up(node_id, "unaccounted")
+            return
+        self.errors.count("unaccounted")
+        log.error("event=unaccounted-servers leases=%s", ",".join(unaccounted[:20]))
+        self._closed[node_id, "unaccounted"] = (
+            f"{len(unaccounted)} server(s) run there that the ledger does not know; an "
+            "administrator has to adopt or stop them (gpuslice unaccounted list)"
+        )
 
     async def _carry_out(self, todo: reconciler.Todo) -> None:
         jobs = [

@@ -1,7 +1,12 @@
 """One meter per ledger: an epoch that every write of the service checks in its own transaction.
 
 Two services on one database by mistake would bill everything twice. The second refuses to start
-while the first one lives, and one that was replaced finds its epoch gone and ends.
+while the first one lives (on PostgreSQL it may wait as standby), and one that was replaced finds
+its epoch gone and ends.
+
+Whether a meter lives: on this machine its process says so. On PostgreSQL it may run where nobody
+here can see it, or be stopped and hold on to everything, so there only its beat counts, by the
+database's own clock.
 """
 
 from __future__ import annotations
@@ -16,33 +21,55 @@ from gpuslice.ledger.database import LedgerError
 from gpuslice.ledger.tables import Meter
 from gpuslice.units import SECOND_US, boot_id
 
-#: A meter on another machine (or boot) that has not written for so long is taken for dead.
-STALE_US = 30 * SECOND_US
+#: A meter that cannot be looked at and has not written for so long is taken for dead.
+STALE_US = 15 * SECOND_US
+#: How often a meter on PostgreSQL writes even when there is nothing to write.
+BEAT_S = 2.0
+#: PostgreSQL ends a write transaction of which it hears nothing for so long: a service that was
+#: stopped in the middle of one would keep its locks, and nobody could take over.
+_IDLE_MS = 8_000
+#: How long a take-over waits for the lock of a transaction that still holds the meter's row.
+_LOCK_TIMEOUT = "3s"
+#: The process of a meter that was handed over in an orderly end.
+_NOBODY = 0
 
 
 class EpochLost(LedgerError):
     """Another service has taken over this ledger; this one must end."""
 
 
+class MeterLives(LedgerError):
+    """Another service meters this ledger now."""
+
+
 def acquire(session: Session, *, now: int) -> int:
     """Become the meter of this ledger; returns the epoch to check with.
 
     Raises:
-        LedgerError: another service process meters it now.
+        MeterLives: another service process meters it now.
     """
+    if shared(session):
+        session.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
     row = session.get(Meter, 1, with_for_update=True)
-    if row is not None and _lives(row, now):
-        raise LedgerError(
+    if row is not None and _lives(session, row, now):
+        alone = "" if shared(session) else "; with SQLite there is no standby, only a restart"
+        raise MeterLives(
             f"process {row.pid} meters this ledger already; stop that service first, "
-            "or give this one a database of its own"
+            f"or give this one a database of its own{alone}"
         )
     epoch = 1 if row is None else row.epoch + 1
     pid = os.getpid()
     session.merge(
-        Meter(id=1, epoch=epoch, boot_id=boot_id(), pid=pid, pid_start=start_ticks(pid) or 0,
-              beat_us=now)
+        Meter(id=1, epoch=epoch, boot_id=_place(), pid=pid, pid_start=start_ticks(pid) or 0,
+              beat_us=_clock(session, now))
     )  # fmt: skip
     return epoch
+
+
+def lives(session: Session, *, now: int) -> bool:
+    """Whether a service meters this ledger now; looks without a lock."""
+    row = session.get(Meter, 1)
+    return row is not None and _lives(session, row, now)
 
 
 def check(session: Session, epoch: int, *, now: int) -> None:
@@ -51,21 +78,78 @@ def check(session: Session, epoch: int, *, now: int) -> None:
     Raises:
         EpochLost: another service has taken over; nothing of this transaction is kept.
     """
-    held = session.execute(
+    held: sa.ColumnElement[object] = Meter.__table__.c.epoch
+    if shared(session):
+        # In the same statement, so that no write needs another round trip.
+        held = sa.func.set_config("idle_in_transaction_session_timeout", str(_IDLE_MS), True)
+    found = session.execute(
         sa.update(Meter)
         .where(Meter.id == 1, Meter.epoch == epoch)
-        .values(beat_us=now)
+        .values(beat_us=_DATABASE_CLOCK if shared(session) else now)
+        .returning(held)
         .execution_options(synchronize_session=False)
-    )
-    if held.rowcount != 1:  # type: ignore[attr-defined]
+    ).first()
+    if found is None:
         raise EpochLost("another service has taken over this ledger")
 
 
-def _lives(row: Meter, now: int) -> bool:
-    if row.boot_id == boot_id():
+def hand_over(session: Session, epoch: int) -> None:
+    """Say that this meter has ended, so that the next one need not wait; nothing if it is gone."""
+    session.execute(
+        sa.update(Meter)
+        .where(Meter.id == 1, Meter.epoch == epoch)
+        .values(pid=_NOBODY)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def void(session: Session, *, above: int) -> None:
+    """No epoch up to ``above``, nor the one that is written here, is anybody's any more."""
+    row = session.get(Meter, 1, with_for_update=True)
+    epoch = max(above, row.epoch if row is not None else 0) + 1
+    session.merge(Meter(id=1, epoch=epoch, boot_id=_place(), pid=_NOBODY, pid_start=0, beat_us=0))
+
+
+def shared(session: Session) -> bool:
+    """Whether services on several machines may use this ledger."""
+    return session.get_bind().dialect.name == "postgresql"
+
+
+def _lives(session: Session, row: Meter, now: int) -> bool:
+    if row.pid == _NOBODY:
+        return False
+    boot, _, processes = row.boot_id.partition("/")
+    here = boot == boot_id()
+    if shared(session):
+        # Containers of one machine have its boot, but a pid means another process in each.
+        here = here and processes == _processes()
+    if here:
         # A reused pid has another start time, so it is not taken for the old meter.
-        return row.pid != os.getpid() and start_ticks(row.pid) == row.pid_start
-    return now - row.beat_us < STALE_US
+        runs = row.pid != os.getpid() and start_ticks(row.pid) == row.pid_start
+        if not runs or not shared(session):
+            return runs
+    return _clock(session, now) - row.beat_us < STALE_US
+
+
+_DATABASE_CLOCK = sa.cast(
+    sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp()) * SECOND_US), sa.BigInteger
+)
+
+
+def _clock(session: Session, now: int) -> int:
+    """The clock that beats are written by: the database's where machines share it."""
+    if not shared(session):
+        return now
+    return int(session.scalars(sa.select(_DATABASE_CLOCK)).one())
+
+
+def _place() -> str:
+    """Where this process's pid means something: this boot, and this table of processes."""
+    return f"{boot_id()}/{_processes()}"
+
+
+def _processes() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def start_ticks(pid: int) -> int | None:

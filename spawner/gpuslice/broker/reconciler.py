@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from gpuslice.broker import lifecycle, reconcile
+from gpuslice.broker import lifecycle, reconcile, strangers
 from gpuslice.broker.lifecycle import BillingRules
 from gpuslice.broker.states import OVER
 from gpuslice.ledger.tables import LIVE_STATES, Lease, Node
@@ -119,15 +119,25 @@ def _leftovers(session: Session, listing: Listing, live: set[str], todo: Todo) -
     others = (set(reports) | set(listing.slices)) - live
     if not others:
         return
-    states = dict(
-        session.execute(sa.select(Lease.id, Lease.state).where(Lease.id.in_(others))).all()
-    )
+    states = _states(session, others)
+    ended = strangers.ended(session, others - set(states))
     for lease_id in sorted(others):
         runs = _runs(reports.get(lease_id))
-        if states.get(lease_id) in OVER:
+        if states.get(lease_id) in OVER or lease_id in ended:
             (todo.stop if runs else todo.clear).append(lease_id)
-        elif lease_id not in states and runs:
+        if lease_id not in states and runs:
             todo.unaccounted.append(lease_id)
+
+
+def unaccounted(session: Session, listing: Listing) -> list[str]:
+    """Servers that run on the node under leases this ledger has never heard of."""
+    running = {report.lease_id for report in listing.servers if _runs(report)}
+    return sorted(running - set(_states(session, running)))
+
+
+def _states(session: Session, lease_ids: set[str]) -> dict[str, str]:
+    rows = session.execute(sa.select(Lease.id, Lease.state).where(Lease.id.in_(lease_ids)))
+    return dict(rows.all())
 
 
 def _runs(report: ServerReport | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import click
 
+from gpuslice.cli import backupcommands
 from gpuslice.cli.creditcommands import credit
 from gpuslice.cli.entrycommands import entry
 from gpuslice.cli.leasecommands import lease
@@ -265,6 +266,7 @@ main.add_command(entry)
 main.add_command(queue)
 main.add_command(usage)
 main.add_command(ledger)
+backupcommands.add_to(main)
 
 
 def _become(module: str, arguments: Sequence[str]) -> None:

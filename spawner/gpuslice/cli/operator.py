@@ -63,7 +63,7 @@ class Operator:
         return asyncio.run(self._call(method, path, body, {}, key or uuid.uuid4().hex))
 
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"token {self.token}", ACTOR_HEADER: _login()}
+        return {"Authorization": f"token {self.token}", ACTOR_HEADER: login()}
 
     async def _stream(
         self, path: str, write: Callable[[bytes], object], query: dict[str, str]
@@ -122,7 +122,8 @@ def _asked(query: dict[str, str | int | None]) -> dict[str, str]:
     return {name: str(value) for name, value in query.items() if value is not None}
 
 
-def _login() -> str:
+def login() -> str:
+    """Who calls, for the audit."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

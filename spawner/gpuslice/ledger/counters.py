@@ -134,6 +134,13 @@ def hold(session: Session, account_ids: Iterable[int], held_u: int, held_gpu_us:
         _insert_or(session, account_id, "", LIFE, 0, held_u=held_u, held_gpu_us=held_gpu_us)
 
 
+def enter(session: Session, account_ids: Iterable[int], slice_type: str) -> None:
+    """One slice more on each account, whatever its limits are."""
+    for account_id in sorted(account_ids):
+        for name in ("", slice_type):
+            _insert_or(session, account_id, name, LIFE, 0, active=1)
+
+
 def leave(session: Session, account_ids: Iterable[int], slice_type: str) -> None:
     """One slice less on each account."""
     for account_id in sorted(account_ids):

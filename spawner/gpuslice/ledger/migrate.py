@@ -16,6 +16,8 @@ from gpuslice.ledger.database import LedgerError, unavailable
 
 #: Our own, so that a hub that shares the server never mistakes our head for its own.
 VERSION_TABLE = "gpuslice_version"
+#: The advisory lock of PostgreSQL under which the schema is made, changed or restored.
+SCHEMA_LOCK = 0x6770_7573_6C69_6365
 
 
 def config() -> Config:
@@ -40,8 +42,22 @@ def current(engine: sa.Engine) -> str | None:
         return context.get_current_revision()
 
 
+def current_revision(engine: sa.Engine) -> str | None:
+    """`current`, with what a database can do wrong in words.
+
+    Raises:
+        LedgerError: the database cannot be reached or read.
+    """
+    try:
+        return current(engine)
+    except OperationalError as error:
+        raise unavailable(engine.url.render_as_string(hide_password=True), error) from error
+
+
 def upgrade(engine: sa.Engine, revision: str = "head") -> None:
     """Create or upgrade the schema, in one transaction; nothing to do at the head.
+
+    On PostgreSQL of two that do so at once the second waits, and finds it done.
 
     Raises:
         LedgerError: the database cannot be written, or is of a newer gpuslice.
@@ -51,6 +67,8 @@ def upgrade(engine: sa.Engine, revision: str = "head") -> None:
         if revision == "head" and current(engine) == head():
             return
         with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
             made.attributes["connection"] = connection
             command.upgrade(made, revision)
     except OperationalError as error:

@@ -102,14 +102,16 @@ def report(seen: Observation) -> wire.ServerReport | None:
     """The server as the engine states it; None when none was ever started or refused."""
     if seen.record is None and seen.torn is None:
         return None
-    user, server, url = _names(seen.lease)
+    piece, url = _prepared(seen.lease)
     state, facts = _facts(seen)
     return wire.ServerReport(
         lease_id=seen.lease.lease_id,
         state=state,
-        user=user,
-        server=server,
+        # Empty where the folder does not say, because the server counts more.
+        user=piece.user if piece else "",
+        server=piece.server if piece else "",
         url=url,
+        piece=piece,
         boot_id=seen.record.boot_id if seen.record else boot_id(),
         **facts,
     )
@@ -146,13 +148,12 @@ def _facts(seen: Observation) -> tuple[wire.ServerState, _Facts]:
     return wire.ServerState.EXITED, facts
 
 
-def _names(lease: LeaseDir) -> tuple[str, str, str | None]:
-    """Whose server it is; empty where the folder does not say, because the server counts more."""
+def _prepared(lease: LeaseDir) -> tuple[wire.PrepareSlice | None, str | None]:
+    """What was prepared for a server, and where it answers, as far as the folder says."""
     url = None
     try:
         if (spec := lease.read_json("spec.json")) is not None:
             url = wire.StartServer.model_validate(spec).url
-        piece = wire.PrepareSlice.model_validate(lease.read_json("slice.json"))
+        return wire.PrepareSlice.model_validate(lease.read_json("slice.json")), url
     except (TornFile, ValidationError):
-        return "", "", url
-    return piece.user, piece.server, url
+        return None, url

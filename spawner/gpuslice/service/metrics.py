@@ -94,12 +94,31 @@ class Metrics:
         """Count one refusal."""
         self._refusals.labels(reason if reason in REASONS else OTHER_REASON).inc()
 
-    def exposition(self, snapshot: Snapshot) -> tuple[bytes, str]:
-        """All metrics as text with its content type; ``snapshot`` is the broker's."""
+    def exposition(self, snapshot: Snapshot | None) -> tuple[bytes, str]:
+        """All metrics as text with its content type; ``snapshot`` is the broker's.
+
+        Without one the service stands by, and says no more than that.
+        """
         of_broker = CollectorRegistry()
-        of_broker.register(_Snapshot(snapshot))
+        of_broker.register(_Active(snapshot is not None))
+        if snapshot is not None:
+            of_broker.register(_Snapshot(snapshot))
         text = generate_latest(self._registry) + generate_latest(of_broker)
         return text, CONTENT_TYPE_LATEST
+
+
+class _Active(Collector):
+    """Whether this service does the work, or waits for the end of the one that does."""
+
+    def __init__(self, active: bool) -> None:
+        self._active = active
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "gpuslice_service_active_success",
+            "1 if this service does the work, 0 if it stands by",
+            value=int(self._active),
+        )
 
 
 class _Snapshot(Collector):

@@ -193,6 +193,9 @@ class Drained(Wire):
 
 
 class Health(Wire):
-    """Whether the service can do its work; details are in the metrics."""
+    """Whether the service can do its work; details are in the metrics.
 
-    status: Literal["ok", "degraded"]
+    ``standby``: it waits for the end of another service on the same ledger, and does nothing.
+    """
+
+    status: Literal["ok", "degraded", "standby"]

@@ -40,6 +40,7 @@ from gpuslice.broker.reservationviews import (
     ReservationView,
 )
 from gpuslice.broker.stats import Snapshot
+from gpuslice.broker.strangers import AdoptServer, Stranger
 from gpuslice.ledger.idempotency import Claim, Done
 from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.quotas.views import ExplainRequest, Explanation, PolicyKind, PolicyView
@@ -177,6 +178,16 @@ class PeopleDesk(Protocol):
     async def import_(self, body: ImportPeople, actor: str) -> Imported: ...
 
 
+class StrangerDesk(Protocol):
+    """Servers that run without a lease; all may raise Refused."""
+
+    async def all(self) -> list[Stranger]: ...
+
+    async def adopt(self, lease_id: str, body: AdoptServer, actor: str) -> Stranger: ...
+
+    async def end(self, lease_id: str, reason: str, actor: str) -> Stranger: ...
+
+
 class Broker(Protocol):
     """The facade over leases and ledger. No method blocks the event loop; none calls the hub
     inside a transaction. The desks are parts of it, by what they are about."""
@@ -195,6 +206,9 @@ class Broker(Protocol):
 
     @property
     def people(self) -> PeopleDesk: ...
+
+    @property
+    def strangers(self) -> StrangerDesk: ...
 
     @property
     def reservations(self) -> ReservationDesk: ...

@@ -16,6 +16,7 @@ from gpuslice.service import (
     queuecalls,
     quotapagecalls,
     reservationcalls,
+    strangercalls,
 )
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import Text
@@ -128,4 +129,5 @@ ROUTES: tuple[AnyRoute, ...] = (
     *peoplecalls.ROUTES,
     *reservationcalls.ROUTES,
     *quotapagecalls.ROUTES,
+    *strangercalls.ROUTES,
 )

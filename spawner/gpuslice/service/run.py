@@ -8,15 +8,19 @@ import contextlib
 import hashlib
 import logging
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
+from tornado.web import Application
 
 from gpuslice.broker import Broker
+from gpuslice.broker.meter import MeterLives
 from gpuslice.ledger.database import LedgerError
 from gpuslice.ledger.digest import KeyFormError, Signer
 from gpuslice.service.app import make_app
@@ -26,6 +30,7 @@ from gpuslice.service.handlers import InFlight
 from gpuslice.service.hubclient import HubClient
 from gpuslice.service.log import configure_logging, event
 from gpuslice.service.secretfiles import SecretFileError, read_secret
+from gpuslice.service.standby import Front, make_standby
 from gpuslice.settings import Settings, SettingsError, load_settings
 
 _LOG = logging.getLogger("gpuslice.service")
@@ -36,6 +41,8 @@ _MAX_READ = 2 * 1024 * 1024
 _BODY_S, _IDLE_S = 30.0, 300.0
 #: How long an orderly end waits for requests that are being answered.
 _FINISH_S = 20.0
+#: A standby whose take-over failed tries again after so long.
+_AGAIN_S = 2.0
 
 
 class StartError(Exception):
@@ -114,47 +121,99 @@ async def serve(settings: Settings, place: Place, config: ServiceConfig) -> None
             f"cannot listen on {address[0]}:{address[1]} ({exc.strerror}); "
             "change service.port, or end what uses it"
         ) from None
+    told = _told_to_end()
     hub = HubClient(config.hub_api_url, config.service_token)
     broker = Broker.create(settings, ledger, place.node, hub, signer)
+    door = _Door(sockets, address)
     try:
-        await broker.start()
-        app = make_app(broker, config)
-        server = HTTPServer(
-            app,
-            max_body_size=_MAX_READ,
-            max_buffer_size=_MAX_READ,
-            body_timeout=_BODY_S,
-            idle_connection_timeout=_IDLE_S,
-        )
-        server.add_sockets(sockets)
-        event(_LOG, logging.INFO, "listening", host=address[0], port=address[1])
-        try:
-            await _until_told_to_end(broker)
-        finally:
-            server.stop()
-            await _finish(app.settings["parts"].in_flight)
-            await server.close_all_connections()
+        await _until(_work(broker, config, door), told)
     finally:
-        for sock in sockets:
-            sock.close()
+        await door.close()
         await broker.close()
         await hub.close()
         event(_LOG, logging.INFO, "ended")
 
 
-async def _until_told_to_end(broker: Broker) -> None:
-    """Returns on a signal; raises what ended the broker, if that comes first."""
+async def _work(broker: Broker, config: ServiceConfig, door: _Door) -> None:
+    """Be the one service of this ledger, after another one's end if need be."""
+    while True:
+        try:
+            await broker.start()
+            break
+        except MeterLives as other:
+            if not broker.may_stand_by:
+                raise
+            if not door.is_open:
+                event(_LOG, logging.WARNING, "standby", message=str(other))
+                door.show(make_standby(broker, config))
+        except LedgerError as error:
+            # Whoever stands by outlives a database that is away for a while.
+            if not door.is_open:
+                raise
+            event(_LOG, logging.ERROR, "take-over-failed", message=str(error))
+            await asyncio.sleep(_AGAIN_S)
+        await broker.wait_for_meter()
+        event(_LOG, logging.WARNING, "taking-over")
+    door.show(make_app(broker, config))
+    await broker.run()
+    raise StartError("the broker ended by itself")
+
+
+class _Door:
+    """The HTTP server on sockets that are bound already, open from the first `show` on."""
+
+    def __init__(self, sockets: list[socket.socket], address: tuple[str, int]) -> None:
+        self._sockets, self._address = sockets, address
+        self._front: Front | None = None
+        self._server: HTTPServer | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._server is not None
+
+    def show(self, app: Application) -> None:
+        """Answer with this application from now on."""
+        if self._front is not None:
+            self._front.application = app
+            return
+        self._front = Front(app)
+        self._server = HTTPServer(
+            self._front,
+            max_body_size=_MAX_READ,
+            max_buffer_size=_MAX_READ,
+            body_timeout=_BODY_S,
+            idle_connection_timeout=_IDLE_S,
+        )
+        self._server.add_sockets(self._sockets)
+        event(_LOG, logging.INFO, "listening", host=self._address[0], port=self._address[1])
+
+    async def close(self) -> None:
+        """Accept nothing more, finish what is being answered, and hang up."""
+        if self._server is not None and self._front is not None:
+            self._server.stop()
+            await _finish(self._front.application.settings["parts"].in_flight)
+            await self._server.close_all_connections()
+        for sock in self._sockets:
+            sock.close()
+
+
+def _told_to_end() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    work = asyncio.create_task(broker.run())
+    return told
+
+
+async def _until(job: Coroutine[Any, Any, None], told: asyncio.Event) -> None:
+    """Returns on a signal; raises what ended the job, if that comes first."""
+    work = asyncio.create_task(job)
     waiting = asyncio.create_task(told.wait())
     try:
         await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             work.result()
-            raise StartError("the broker ended by itself")
     finally:
         for task in (work, waiting):
             task.cancel()

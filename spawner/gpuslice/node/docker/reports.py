@@ -226,6 +226,7 @@ def report(
         user=piece.user if piece else "",
         server=piece.server if piece else "",
         boot_id=life.boot_id or seen.boot_id,
+        piece=piece,
     )
     started = life.started_us
     if started is None and container is not None:
