@@ -74,8 +74,11 @@ class StubPolicies:
     async def all(self) -> list[PolicyView]:
         return self.views
 
-    async def history(self, kind: PolicyKind, name: str | None) -> list[PolicyView]:
-        return [view for view in self.views if (view.kind, view.name) == (kind, name)]
+    async def history(
+        self, kind: PolicyKind, name: str | None, before: int | None, limit: int
+    ) -> tuple[list[PolicyView], int | None]:
+        found = [view for view in self.views if (view.kind, view.name) == (kind, name)]
+        return found[:limit], None
 
 
 class StubMoney:

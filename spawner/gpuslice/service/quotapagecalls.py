@@ -78,6 +78,9 @@ class CreditForm(Wire):
     reason: GivenReason
 
 
+#: What is older is told by REST and by `gpuslice quota show --history`.
+VERSIONS_SHOWN = 100
+
 # --- policies ---------------------------------------------------------------------------------
 
 
@@ -89,8 +92,9 @@ async def admin_policies_page(call: Call[_No, _No]) -> Page:
 
 async def admin_policy_page(call: Call[_No, PolicyQuery]) -> Page:
     kind, name = _whose(call.query)
+    history, older = await call.broker.policies.history(kind, name, None, VERSIONS_SHOWN)
     return policy_page(
-        kind, name, await call.broker.policies.history(kind, name), await _platform(call),
+        kind, name, history, await _platform(call), older=older is not None,
         may_change=call.caller.is_admin,
     )  # fmt: skip
 

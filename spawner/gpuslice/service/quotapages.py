@@ -98,9 +98,9 @@ def policies_page(
 
 def policy_page(
     kind: PolicyKind, name: str | None, history: Sequence[PolicyView], platform: Platform, *,
-    may_change: bool,
+    older: bool, may_change: bool,
 ) -> Page:  # fmt: skip
-    """One policy with its editor and all its versions."""
+    """One policy with its editor and its newest versions; ``older``: there are more."""
     current = next((one for one in history if one.til_us is None), None)
     document: object = _example(kind)
     if current is not None:
@@ -118,6 +118,7 @@ def policy_page(
         f"Policy: {editor.whom}",
         {
             "tab": "policies", "platform": platform, "may_change": may_change, "editor": editor,
+            "older": older,
             "current": policy_row(current) if current is not None else None,
         },
     )  # fmt: skip
