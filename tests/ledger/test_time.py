@@ -46,7 +46,7 @@ def begins(world: World, moment: int) -> None:
 def policy(world: World, kind: str, name: str | None, document: dict[str, Any]) -> None:
     """As an administrator sets it, so that the service knows of new time zones."""
     desk = world.live().policies
-    history = world.do(desk.history(kind, name))  # type: ignore[arg-type]
+    history, _ = world.do(desk.history(kind, name, None, 1000))  # type: ignore[arg-type]
     version = history[0].version if history else None
     wanted = PolicyDocument.model_validate(document)
     world.do(desk.set(kind, name, wanted, version, "a test", "root"))  # type: ignore[arg-type]

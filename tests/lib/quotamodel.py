@@ -333,7 +333,8 @@ class QuotaModel(CrashModel):
         self, kind, name, document, crash, after=False
     ) -> None:
         desk = self.world.live().policies
-        now = [one for one in self.world.do(desk.history(kind, name)) if one.til_us is None]
+        history, _ = self.world.do(desk.history(kind, name, None, 1000))
+        now = [one for one in history if one.til_us is None]
         version = now[0].version if now else None
         wanted = PolicyDocument.model_validate(document)
         self.attempt(
