@@ -18,10 +18,10 @@ from gpuslice.broker import (
     grant,
     lifecycle,
     meter,
-    queue,
     reconcile,
     reconciler,
     reserved,
+    starts,
     stats,
     views,
     watch,
@@ -37,7 +37,7 @@ from gpuslice.broker.states import OVER
 from gpuslice.broker.strangerdesk import StrangerDesk
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
-from gpuslice.ledger import migrate
+from gpuslice.ledger import accounts, migrate
 from gpuslice.ledger.database import Database, LedgerError
 from gpuslice.ledger.digest import Signer
 from gpuslice.ledger.prices import follow_settings
@@ -410,10 +410,21 @@ class Broker:
 
     async def offers(self, user: str | None, groups: Sequence[str] = ()) -> list[wire.Offer]:
         """The slice types on offer, with what is free now to somebody in these groups."""
-        rules, currency = self._rules(), self._settings.currency
+        return await self._offers(None, groups, "")
+
+    async def _offers(
+        self, user: str | None, groups: Sequence[str], server: str
+    ) -> list[wire.Offer]:
+        """The offers to a server of this user, which may wait in line itself; None: to anybody."""
+        rules, line, currency = self._rules(), self.queue.rules, self._settings.currency
 
         def work(session: Session) -> list[wire.Offer]:
-            return views.offers(session, rules, currency, groups, now=self.core.now())
+            now = self.core.now()
+            account_id = None if user is None else accounts.find(session, accounts.HUB_USER, user)
+            found = starts.ahead(
+                session, rules, line, now=now, account_id=account_id, server=server
+            )  # fmt: skip
+            return views.offers(session, rules, currency, groups, now=now, ahead=found)
 
         return await self._serve(self._db.aread(work))
 
@@ -424,7 +435,7 @@ class Broker:
         rules, now = self._rules(), self.core.now()
         found = await self.core.serve_read(lambda s: choices.terms(s, user, groups, rules, now=now))
         return wire.Choices(
-            offers=await self.offers(user, groups),
+            offers=await self._offers(user, groups, server),
             leases_held=len(mine.leases),
             leases_limit=mine.leases_limit,
             gpu_problem=self._inventory.gpu_problem if self._inventory else None,
@@ -442,12 +453,10 @@ class Broker:
         if self._draining is not None:
             raise Refused("shutting-down", f"No new servers: {self._draining}.", status=503,
                           retry_after_s=grant.FULL_RETRY_S)  # fmt: skip
-        rules, currency = self._rules(), self._settings.currency
+        rules, line, currency = self._rules(), self.queue.rules, self._settings.currency
 
         def work(session: Session, now: int) -> tuple[wire.LeaseGrant, wire.PrepareSlice]:
-            lease = queue.take_offer(session, request, rules, now=now) or grant.grant(
-                session, request, rules, now=now
-            )
+            lease = starts.start(session, request, rules, line, now=now)
             if lease.state != wire.LeaseState.GRANTED:
                 raise Refused("attempt-over", f"This attempt's lease is {lease.state} already.")
             granted = views.lease_grant(session, lease, currency=currency)

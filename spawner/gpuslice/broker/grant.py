@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -56,11 +56,15 @@ def grant(
     *,
     now: int,
     placement: Placement | None = None,
+    behind: Callable[[int, SliceType, Ask], Placement | None] | None = None,
 ) -> Lease:
     """Grant one slice. The same attempt again answers with the same lease.
 
     Args:
         placement: Where, if that was decided already on this very view of the fleet.
+        behind: Finds the place of a start that comes past the queue, for this account; None:
+            nobody waits whom it could delay. It is asked before the limits are used up, which
+            those who wait share.
 
     Raises:
         Refused: with the reason, the limit and what is free instead; nothing was written.
@@ -72,20 +76,28 @@ def grant(
     wanted = slice_type_of(request.slice, rules.catalogue)
     account_id = accounts.find_or_open(session, accounts.HUB_USER, request.user, now)
     _no_live_lease(session, account_id, request.server)
-    verdict = admit(session, account_id, ask_of(request, wanted, rules), now=now)
+    ask = ask_of(request, wanted, rules)
+    if behind is not None:
+        placement = behind(account_id, wanted, ask)
+    verdict = admit(session, account_id, ask, now=now)
     if placement is None:
-        placement = _place(session, wanted, rules, request.groups, _longest(verdict), now)
+        placement = _place(session, wanted, rules, request.groups, longest(verdict), now)
     lease = _lease(session, request, verdict, wanted, placement, rules, now)
     session.add(lease)
     session.flush()
+    _claim(session, lease, placement)
+    charge(session, lease, verdict, now=now)
+    return lease
+
+
+def charge(session: Session, lease: Lease, verdict: Verdict, *, now: int) -> None:
+    """Write down for which accounts a lease counts, and what they have reserved for it."""
     chain = verdict.chain.account_ids
     session.add_all(
         LeaseAccount(lease_id=lease.id, account_id=account, depth=depth)
         for depth, account in enumerate(chain)
     )
-    _claim(session, lease, placement)
     billing.open_hold(session, lease, chain, verdict.hold_u, verdict.hold_gpu_us, now=now)
-    return lease
 
 
 def ask_of(request: LeaseRequest, wanted: SliceType, rules: GrantRules) -> Ask:
@@ -153,7 +165,7 @@ def _no_live_lease(session: Session, account_id: int, server: str) -> None:
     )
 
 
-def _longest(verdict: Verdict) -> int | None:
+def longest(verdict: Verdict) -> int | None:
     """How long it will run at most, if that is certain."""
     known = (verdict.session_us, verdict.declared_us)
     return min((us for us in known if us is not None), default=None)

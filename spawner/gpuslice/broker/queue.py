@@ -39,7 +39,7 @@ from gpuslice.ledger.tables import (
     NoticeRow,
     QueueRequest,
 )
-from gpuslice.placement import Placement
+from gpuslice.placement import FleetSnapshot, Placement
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import Outlook, Waiting, outlooks
 from gpuslice.quotas import admission
@@ -51,19 +51,23 @@ MOST_WAITING = 5
 
 @dataclass(frozen=True)
 class QueueRules:
-    """Durations of the queue, microseconds."""
+    """What the queue goes by; durations in microseconds.
+
+    ``absent``: users whom the hub did not know when it was last asked. They keep their places.
+    """
 
     offer_us: int
     patience_us: int
     first_open_us: int
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Line:
     """The queue at one moment: who waits in which order, and what each may expect.
 
-    ``barred``: whom their own limits refuse now. They keep their place, and nobody behind them
-    waits for what they may not take.
+    ``barred``: whom their own limits refuse now, or whom the hub does not know. They keep their
+    place, and nobody behind them waits for what they may not take.
     """
 
     requests: tuple[QueueRequest, ...]
@@ -235,40 +239,44 @@ def as_lease_request(
     )  # fmt: skip
 
 
-def take_offer(
-    session: Session, request: wire.LeaseRequest, rules: GrantRules, *, now: int
-) -> Lease | None:
-    """The lease that was offered to this server, to be started now; None: there is no offer.
-
-    Raises:
-        Refused: another slice type is reserved for it.
-    """
-    account_id = accounts.find(session, accounts.HUB_USER, request.user)
-    found = None if account_id is None else live(session, account_id, request.server)
-    if found is None or found.lease_id is None:
-        return None
-    lease = session.get(Lease, found.lease_id, populate_existing=True, with_for_update=True)
-    if lease is None or lease.state != LeaseState.GRANTED:
-        return None
-    if lease.slice_type != request.slice:
-        raise Refused(
-            "offer-waits",
-            f"A slice {lease.slice_type} is reserved for this server; take that one, or give it "
-            "back first (My GPU, leave the queue).",
-            status=409,
-            alternatives=[lease.slice_type],
-        )
-    lease.attempt = request.attempt
-    lease.start_before_us = now + rules.start_timeout_us
-    session.flush()
-    return lease
-
-
 # --- what the broker does ---------------------------------------------------------------------
 
 
 def line(session: Session, rules: GrantRules, queue: QueueRules, *, now: int) -> Line:
     """Everybody who waits, in the order in which they are served, with what each may expect."""
+    found = standing(session, rules, queue, now=now)
+    if found is None:
+        return Line((), (), {})
+    seen = outlooks(
+        found.waiting, found.fleet, ends=found.ends, guesses=found.guesses,
+        stays=usual_stays(session, now), rules=found.placing, now=now,
+    )  # fmt: skip
+    of = {one.request_id: one for one in seen}
+    known = found.requests
+    nothing = [of.get(one.id) or Outlook(one.id, None, None, None) for one in known]
+    return Line(known, tuple(nothing), found.barred)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The line before anybody is served: what `gpuslice.placement.queue` needs of it.
+
+    ``requests``: all whose slice type is on offer; ``waiting``: those of them who are not barred.
+    """
+
+    requests: tuple[QueueRequest, ...]
+    waiting: tuple[Waiting, ...]
+    barred: Mapping[str, Refused]
+    fleet: FleetSnapshot
+    ends: Mapping[str, int]
+    guesses: Mapping[str, int]
+    placing: Rules
+
+
+def standing(
+    session: Session, rules: GrantRules, queue: QueueRules, *, now: int
+) -> Standing | None:
+    """The line as it stands; None: nobody waits, and one indexed query found that out."""
     rows = {
         row.id: row
         for row in session.scalars(
@@ -278,21 +286,32 @@ def line(session: Session, rules: GrantRules, queue: QueueRules, *, now: int) ->
         )
     }
     if not rows:
-        return Line((), (), {})
+        return None
     places, barred = _ordered(session, rows, rules, now)
     ordered = [rows[place.request_id] for place in places]
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
-    fleet = without_nodes(fleet_snapshot(session, rules.host_reserve_ram), rules.closed_nodes)
+    barred |= {one.id: _not_there(one) for one in known if one.user_name in queue.absent}
     ends, guesses = guessed_ends(session, now)
     booked = bookings(session, rules, now=now, til_us=now + HORIZON_US, slack_us=queue.offer_us)
-    found = outlooks(
-        [_waiting(one, rules, queue, booked, now) for one in known if one.id not in barred], fleet,
-        ends=ends, guesses=guesses, stays=usual_stays(session, now),
-        rules=Rules(rules.reserve_bytes, ceilings(session)), now=now,
+    return Standing(
+        requests=tuple(known),
+        waiting=tuple(
+            _waiting(one, rules, queue, booked, now) for one in known if one.id not in barred
+        ),
+        barred=barred, fleet=fleet_now(session, rules), ends=ends, guesses=guesses,
+        placing=Rules(rules.reserve_bytes, ceilings(session)),
     )  # fmt: skip
-    of = {one.request_id: one for one in found}
-    nothing = [of.get(one.id) or Outlook(one.id, None, None, None) for one in known]
-    return Line(tuple(known), tuple(nothing), barred)
+
+
+def fleet_now(session: Session, rules: GrantRules) -> FleetSnapshot:
+    """What there is to place on, with the claims of all live leases."""
+    return without_nodes(fleet_snapshot(session, rules.host_reserve_ram), rules.closed_nodes)
+
+
+def _not_there(row: QueueRequest) -> Refused:
+    return Refused(
+        "unknown-user", f"JupyterHub does not know a user {row.user_name} now.", status=404
+    )
 
 
 def _ordered(

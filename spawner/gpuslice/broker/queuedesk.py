@@ -48,11 +48,18 @@ class QueueDesk:
         self._core = core
         self._rules = rules
         self._hub = hub
-        timing = core.settings.timing
-        self._times = queue.QueueRules(
+        #: Users whom the hub did not know when it was last asked.
+        self._absent: frozenset[str] = frozenset()
+
+    @property
+    def rules(self) -> queue.QueueRules:
+        """What the queue goes by now."""
+        timing = self._core.settings.timing
+        return queue.QueueRules(
             offer_us=int(timing.offer_s * 1e6),
             patience_us=int(timing.queue_patience_s * 1e6),
             first_open_us=int(timing.first_open_s * 1e6),
+            absent=self._absent,
         )
 
     # --- users -------------------------------------------------------------------------------
@@ -187,7 +194,7 @@ class QueueDesk:
         return await self._core.serve_write(work)
 
     def _views(self, session: Session, rows: Sequence[QueueRequest], now: int) -> list[RequestView]:
-        line = queue.line(session, self._rules(), self._times, now=now)
+        line = queue.line(session, self._rules(), self.rules, now=now)
         return [self._view(row, line) for row in rows]
 
     def _view(self, row: QueueRequest, line: queue.Line) -> RequestView:
@@ -211,18 +218,19 @@ class QueueDesk:
         """One round: note what became of offers, and make those that can be made now."""
         rules = self._rules()
 
-        def look(session: Session) -> list[str]:
-            line = queue.line(session, rules, self._times, now=self._core.now())
+        def look(session: Session) -> tuple[list[str], set[str]]:
+            line = queue.line(session, rules, self.rules, now=self._core.now())
             placed = [
                 request.user_name
                 for request, outlook in zip(line.requests, line.outlooks, strict=True)
                 if outlook.placement is not None
             ]
             barred = [one.user_name for one in line.requests if one.id in line.barred]
-            return [*placed, *barred][:_AT_ONCE]
+            return [*placed, *barred][:_AT_ONCE], {one.user_name for one in line.requests}
 
         await self._core.write(lambda session, now: queue.sweep(session, now=now))
-        turn = await self._core.read(look)
+        turn, everybody = await self._core.read(look)
+        self._absent &= everybody
         if turn:
             users = {name: await self._fresh(name) for name in dict.fromkeys(turn)}
             offered = await self._core.write(
@@ -238,11 +246,13 @@ class QueueDesk:
         if self._hub is None:
             return None
         try:
-            return await self._hub.user(name)
+            found = await self._hub.user(name)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
             self._core.errors.count("hub")
             log.warning("event=hub-user-failed message=%r", str(error))
             return None
+        self._absent = self._absent | {name} if found is None else self._absent - {name}
+        return found
 
     def _offer(
         self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None], now: int
@@ -250,11 +260,14 @@ class QueueDesk:
         """Offer what can be offered; who is to be started by the hub is returned."""
         found = []
         tried: set[str] = set()
-        line = queue.line(session, rules, self._times, now=now)
+        line = queue.line(session, rules, self.rules, now=now)
         for request in line.requests:
             refused, known = line.barred.get(request.id), users.get(request.user_name)
             if refused is not None and known is not None:
                 queue.held_up(session, request, known.groups, refused, now=now)
+            elif refused is not None and request.user_name in self._absent:
+                groups = json.loads(request.groups)
+                queue.held_up(session, request, groups, refused, now=now)
         # After each offer the others are looked at on the fleet as it is then.
         while (turn := self._next(session, rules, users, tried, now)) is not None:
             request, placement = turn
@@ -262,7 +275,7 @@ class QueueDesk:
             user = users[request.user_name]
             assert user is not None
             lease = queue.offer(
-                session, request, placement, user.groups, rules, self._times, now=now
+                session, request, placement, user.groups, rules, self.rules, now=now
             )
             if lease is not None and request.auto_start:
                 options = json.loads(request.options)
@@ -274,7 +287,7 @@ class QueueDesk:
         tried: set[str], now: int,
     ) -> tuple[QueueRequest, Placement] | None:  # fmt: skip
         """The first in line who may start now and has not been tried in this round."""
-        line = queue.line(session, rules, self._times, now=now)
+        line = queue.line(session, rules, self.rules, now=now)
         for request, outlook in zip(line.requests, line.outlooks, strict=True):
             known = users.get(request.user_name) is not None
             if outlook.placement is not None and known and request.id not in tried:

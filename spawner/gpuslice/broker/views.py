@@ -12,6 +12,7 @@ from gpuslice import wire
 from gpuslice.broker.grant import GrantRules, bookings, takes_from, without_nodes
 from gpuslice.broker.reserved import HORIZON_US, Bookings
 from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
+from gpuslice.broker.starts import Ahead, room_before_them
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceType
 from gpuslice.ledger import accounts, billing
@@ -19,7 +20,10 @@ from gpuslice.ledger.prices import rate_at, rates
 from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, NoticeRow
 from gpuslice.placement import FleetSnapshot, NoPlace, capacity, place
 from gpuslice.placement.fleets import Rules
+from gpuslice.placement.queue import Waiting
+from gpuslice.placement.reserved import Keep, left_over
 from gpuslice.quotas.explain import most_slices
+from gpuslice.units import MINUTE_US
 
 
 def lease_view(
@@ -118,12 +122,14 @@ def cursor(text: str) -> tuple[int, str]:
 
 
 def offers(
-    session: Session, rules: GrantRules, currency: str, groups: Sequence[str] = (), *, now: int
-) -> list[wire.Offer]:
+    session: Session, rules: GrantRules, currency: str, groups: Sequence[str] = (), *, now: int,
+    ahead: Ahead | None = None,
+) -> list[wire.Offer]:  # fmt: skip
     """Every slice type on offer, with how many are free now or why none is.
 
     Args:
         groups: Of whoever looks: what is reserved for one of them is free to them.
+        ahead: Those who wait: what is for them is not free to whoever looks.
     """
     everything = fleet_snapshot(session, rules.host_reserve_ram)
     fleet = without_nodes(everything, rules.closed_nodes)
@@ -135,7 +141,10 @@ def offers(
     for offered in rules.catalogue.types:
         # What is simulated stays so while its node is away.
         offer = _offer(left, offered, rules, limits, currency, _simulated(everything, offered))
-        found.append(_with_reserved(offer, fleet, offered, booked, groups, placing, now))
+        offer = _with_reserved(offer, fleet, offered, booked, groups, placing, now)
+        if ahead is not None and offer.free:
+            offer = _with_line(offer, offered, ahead, booked.keeps(groups))
+        found.append(offer)
     return found
 
 
@@ -192,6 +201,27 @@ def _with_reserved(
             else offer.unavailable,
         }
     )
+
+
+def _with_line(
+    offer: wire.Offer, offered: SliceType, ahead: Ahead, keeps: Sequence[Keep]
+) -> wire.Offer:
+    """The offer less what is for those who wait, as a start without an end would find it."""
+    asks = Waiting("", offered, keeps=tuple(keeps))
+    if ahead.place(asks) is None:
+        said = f"What is free is for {ahead.words}"
+        room_us = room_before_them(ahead, asks)
+        if room_us is not None:
+            said += (
+                f"; until their turn you may have it, for at most {room_us // MINUTE_US} minutes"
+            )
+        return offer.model_copy(update={"free": 0, "unavailable": said})
+    placing = ahead.placing
+    fleet = left_over(
+        ahead.served(offered).fleet, keeps, placing, at=ahead.now, longest_us=None
+    )  # fmt: skip
+    left = capacity(fleet, offered, reserve_bytes=placing.reserve_bytes, ceilings=placing.ceilings)
+    return offer.model_copy(update={"free": min(offer.free, left.free)})
 
 
 def _enforcement(

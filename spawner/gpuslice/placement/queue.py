@@ -74,22 +74,58 @@ def outlooks(
         stays: How long a slice of a type is usually kept, by its name.
     """
     likely = _expected(waiting, fleet, guesses, stays, rules, now)
+    line = in_turn(waiting, fleet, ends=ends, rules=rules, now=now)
+    return [
+        Outlook(one.request_id, placement, at, now if placement is not None else expected)
+        for one, (placement, at), expected in zip(waiting, line.found, likely, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What those who wait leave to one who comes after them.
+
+    ``found``: for each of them a place that may be had now, or None; and when there is one.
+    ``fleet``: with those in it who have a place. ``protected``: whom nobody may delay, and when
+    each starts at the latest, if that is known.
+    """
+
+    found: tuple[tuple[Placement | None, int | None], ...]
+    fleet: FleetSnapshot
+    ends: Mapping[str, int]
+    protected: tuple[tuple[Waiting, int | None], ...]
+
+    def place(self, last: Waiting, rules: Rules, now: int) -> Placement | None:
+        """Where somebody could start now as the last in line; None: that would delay others, or
+        there is no room."""
+        return _may_start(last, self.fleet, self.ends, self.protected, rules, now)
+
+    def certain_us(self) -> int | None:
+        """When the first of the protected starts whose time is known."""
+        return min((at for _, at in self.protected if at is not None), default=None)
+
+
+def in_turn(
+    waiting: Sequence[Waiting], fleet: FleetSnapshot, *, ends: Mapping[str, int], rules: Rules,
+    now: int,
+) -> Served:  # fmt: skip
+    """Serve the line as far as it goes now; arguments as of `outlooks`."""
     protected: list[tuple[Waiting, int | None]] = []
     known = dict(ends)
-    found = []
-    for one, expected in zip(waiting, likely, strict=True):
+    found: list[tuple[Placement | None, int | None]] = []
+    for one in waiting:
         placement = _may_start(one, fleet, known, protected, rules, now)
         if placement is not None:
             fleet = with_claims(fleet, placement)
             if one.longest_us is not None:
                 known[one.request_id] = now + one.longest_us
-            found.append(Outlook(one.request_id, placement, now, now))
+            found.append((placement, now))
             continue
         at = _earliest(one, fleet, known, rules, now)
         if len(protected) < PROTECTED:
             protected.append((one, at))
-        found.append(Outlook(one.request_id, None, at, expected))
-    return found
+        found.append((None, at))
+    return Served(tuple(found), fleet, known, tuple(protected))
 
 
 def earliest(

@@ -69,6 +69,8 @@ class OfferRow:
     free: str
     unavailable: str
     reserved: str
+    #: How many wait for one; empty: nobody.
+    waiting: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def home_page(own: Own, platform: Platform) -> Page:
         or any(offer.simulated for offer in offers)
     )
     reserved = queuepages.reserved_leases(own.requests)
+    waiting = {one.slice: one.waiting for one in own.choices.terms}
     return Page(
         "home.html",
         "My GPU",
@@ -141,7 +144,7 @@ def home_page(own: Own, platform: Platform) -> Page:
             "used": used(own.choices, own.usage),
             "past": [past_row(lease) for lease in own.past],
             "following": own.following,
-            "offers": [offer_row(offer) for offer in offers],
+            "offers": [offer_row(offer, waiting.get(offer.slice, 0)) for offer in offers],
             "troubles": platform.troubles,
             "simulated": simulated,
             "now": text.moment(me.now_us),
@@ -275,7 +278,7 @@ def past_row(lease: wire.LeaseView) -> PastRow:
     )
 
 
-def offer_row(offer: wire.Offer) -> OfferRow:
+def offer_row(offer: wire.Offer, waiting: int = 0) -> OfferRow:
     return OfferRow(
         title=offer.title,
         slice=offer.slice,
@@ -287,6 +290,7 @@ def offer_row(offer: wire.Offer) -> OfferRow:
         free=f"{offer.free} of {offer.total}",
         unavailable=offer.unavailable or "",
         reserved=offer.reserved_note or "",
+        waiting=f"{waiting} wait{'s' if waiting == 1 else ''} for one" if waiting else "",
     )
 
 

@@ -58,7 +58,7 @@ _OVER = (LeaseState.SETTLED, LeaseState.ENDED, LeaseState.CANCELLED)
 #: Refusals that are about this very server's earlier lease.
 _IN_THE_WAY = ("already-leased", "previous-session-ending")
 #: Refusals that waiting in line answers.
-_NOTHING_FREE = ("gpu-full", "host-cpu-full", "host-ram-full", "reserved")
+_NOTHING_FREE = ("gpu-full", "host-cpu-full", "host-ram-full", "reserved", "others-wait")
 #: The hub waits this long between cancelling a start and stopping the server itself.
 _HUB_WAITS_AFTER_CANCEL_S = 1.0
 #: Our own time limit of a start ends so much before the hub's ``start_timeout``.

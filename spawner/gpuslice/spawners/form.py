@@ -119,13 +119,13 @@ def _card(
 
 
 def _available(offer: Offer, terms: SliceTerms | None) -> str:
+    said = offer.unavailable or "none free now"
     if offer.free > 0:
-        return f"{offer.free} of {offer.total} free"
-    none = offer.unavailable or "none free now"
+        said = f"{offer.free} of {offer.total} free"
     waiting = 0 if terms is None else terms.waiting
     if not waiting:
-        return none
-    return f"{none.rstrip('.')}; {waiting} wait{'s' if waiting == 1 else ''} for one"
+        return said
+    return f"{said.rstrip('.')}; {waiting} wait{'s' if waiting == 1 else ''} for one"
 
 
 def _details(offer: Offer) -> str:

@@ -48,8 +48,9 @@ def in_line(place: RequestView, refusal: Refusal, now: int) -> SpawnRefused:
     if place.position is None:
         text = f"It is your turn: a slice {place.slice} is reserved for you; start again"
     else:
+        why = "Others wait" if refusal.reason == "others-wait" else "Nothing is free now"
         text = (
-            f"Nothing is free now. You are number {place.position} of {place.waiting} in line for "
+            f"{why}. You are number {place.position} of {place.waiting} in line for "
             f"a slice {place.slice}. {place.outlook(now)} {_told(place)}"
         )
     return SpawnRefused(text, reason="in-line", status_code=503, alternatives=refusal.alternatives)
