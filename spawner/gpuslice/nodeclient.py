@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
@@ -87,6 +88,11 @@ class NodeClient:
     async def inventory(self) -> wire.Inventory:
         """The devices as NVML sees them now."""
         return _parse(wire.Inventory, await self._call(self._control, "GET", "/v1/inventory"))
+
+    async def look(self, uuid: str) -> wire.DeviceCheck:
+        """One device, looked at now: whether it is well, and nothing runs on it."""
+        path = f"/v1/device?uuid={quote(uuid, safe='')}"
+        return _parse(wire.DeviceCheck, await self._call(self._control, "GET", path))
 
     async def listing(self) -> wire.Listing:
         """The leased servers: fresh and complete, or NodeUnavailable."""

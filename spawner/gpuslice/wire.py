@@ -228,6 +228,12 @@ class ReleaseResult(Wire):
     reason: str | None = None
 
 
+class DeviceCheck(Wire):
+    """A device that nobody holds, looked at. ``problem`` null: it is well, nothing runs on it."""
+
+    problem: str | None
+
+
 # --- spawner → node (local engine) ----------------------------------------------------------
 
 
@@ -576,3 +582,12 @@ class DeviceView(Wire):
     leases: list[LeaseId]
     memory_used_bytes: Bytes | None = None
     utilisation_percent: int | None = None
+    #: Raised by everything that changes what may be granted on it (for an instance: on its GPU).
+    version: int = 0
+
+
+class ClearDevice(Wire):
+    """Has a quarantined device granted again. ``version`` is the one that was read."""
+
+    version: Annotated[int, Field(ge=0, le=1 << 62)]
+    reason: Reason

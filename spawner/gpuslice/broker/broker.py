@@ -27,6 +27,7 @@ from gpuslice.broker import (
     watch,
 )
 from gpuslice.broker.core import Core, Hub
+from gpuslice.broker.devicedesk import DeviceDesk
 from gpuslice.broker.housekeeping import EVERY_S, Housekeeping
 from gpuslice.broker.moneydesk import MoneyDesk
 from gpuslice.broker.peopledesk import LOOK_EVERY_S, PeopleDesk
@@ -71,6 +72,7 @@ class Broker:
         self.people = PeopleDesk(self.core, hub, self._policies_changed)
         self.reservations = ReservationDesk(self.core, self._rules)
         self.strangers = StrangerDesk(self.core, node, self._rules)
+        self.fleet = DeviceDesk(self.core, node)
         self._settings = settings
         self._db = database
         self._node = node
@@ -422,7 +424,7 @@ class Broker:
             now = self.core.now()
             account_id = None if user is None else accounts.find(session, accounts.HUB_USER, user)
             found = starts.ahead(
-                session, rules, line, now=now, account_id=account_id, server=server
+                session, rules, line, groups, now=now, account_id=account_id, server=server
             )  # fmt: skip
             return views.offers(session, rules, currency, groups, now=now, ahead=found)
 

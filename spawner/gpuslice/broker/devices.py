@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.broker.snapshot import HOST
-from gpuslice.ledger.tables import Audit, Device, Node
+from gpuslice.errors import Refused
+from gpuslice.ledger.tables import Audit, Claim, Device, Node
 from gpuslice.wire import DeviceReport, DeviceState, Inventory
 
 #: Why a device is sick when the node's list no longer has it.
@@ -151,13 +152,71 @@ def set_state(
     _bump(session, node_id, {row.parent_id or row.id})
 
 
-def _write_state(
-    session: Session, row: Device, state: DeviceState, reason: str | None, actor: str, now: int
+def clear(
+    session: Session, node_id: str, uuid: str, version: int, why: str, *, actor: str, now: int
 ) -> None:
+    """Have a quarantined device granted again, with its audit row.
+
+    Raises:
+        Refused: as `may_clear`.
+    """
+    row = may_clear(session, node_id, uuid, version)
+    _write_state(session, row, DeviceState.OK, None, actor, now, why)
+    _bump(session, node_id, {row.parent_id or row.id})
+
+
+def may_clear(session: Session, node_id: str, uuid: str, version: int) -> Device:
+    """The device, if nothing in the ledger stands in the way of granting it again.
+
+    Raises:
+        Refused: unknown, not quarantined, changed since ``version``, or a lease holds a part of it.
+    """
+    row = session.get(Device, (node_id, uuid), populate_existing=True)
+    if row is None:
+        raise Refused("no-such-device", "There is no such device.", status=404)
+    if row.state != DeviceState.QUARANTINED:
+        raise Refused(
+            "not-quarantined",
+            f"This device is {row.state}, so there is nothing to clear.",
+            status=409,
+        )
+    parent = session.get(Device, (node_id, row.parent_id)) if row.parent_id else None
+    now_at = row.version if parent is None else parent.version
+    if now_at != version:
+        raise Refused(
+            "stale-version",
+            f"This device has changed in the meantime (it is at version {now_at}); look at it "
+            "again.",
+            status=409,
+        )
+    held = session.scalars(
+        sa.select(Claim.lease_id).where(
+            Claim.node_id == node_id, Claim.released_version.is_(None),
+            sa.or_(
+                Claim.mig_id == uuid,
+                sa.and_(Claim.device_id == uuid, Claim.mig_id.is_(None)),
+            ),
+        )
+    ).all()  # fmt: skip
+    if held:
+        raise Refused(
+            "device-held",
+            f"{len(held)} lease(s) still hold a part of this device; wait until they are over, or "
+            "stop them.",
+            status=409,
+        )
+    return row
+
+
+def _write_state(
+    session: Session, row: Device, state: DeviceState, reason: str | None, actor: str, now: int,
+    why: str | None = None,
+) -> None:  # fmt: skip
+    """``reason`` stays with the device, ``why`` (else the same) is in the audit."""
     session.add(
         Audit(
             at_us=now, actor=actor, action="device.state", subject=f"{row.node_id}/{row.id}",
-            before=json.dumps(row.state), after=json.dumps(state.value), reason=reason,
+            before=json.dumps(row.state), after=json.dumps(state.value), reason=why or reason,
         )
     )  # fmt: skip
     row.state, row.state_reason = state.value, reason

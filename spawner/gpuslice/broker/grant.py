@@ -243,16 +243,18 @@ def _room_before(
 
 
 def bookings(
-    session: Session, rules: GrantRules, *, now: int, til_us: int, slack_us: int = 0
-) -> reserved.Bookings:
+    session: Session, rules: GrantRules, *, now: int, til_us: int, slack_us: int = 0,
+    newcomer: Sequence[str] | None = None,
+) -> reserved.Bookings:  # fmt: skip
     """What is reserved until then, as it binds grants.
 
     Args:
         slack_us: How long a lease may wait for its start beyond the time to start.
+        newcomer: As `gpuslice.broker.reserved.bookings` says.
     """
     return reserved.bookings(
         session, rules.catalogue, now=now, til_us=til_us, lead_us=rules.reservation_lead_us,
-        slack_us=rules.start_timeout_us + slack_us,
+        slack_us=rules.start_timeout_us + slack_us, newcomer=newcomer,
     )  # fmt: skip
 
 

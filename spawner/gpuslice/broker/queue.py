@@ -274,9 +274,14 @@ class Standing:
 
 
 def standing(
-    session: Session, rules: GrantRules, queue: QueueRules, *, now: int
-) -> Standing | None:
-    """The line as it stands; None: nobody waits, and one indexed query found that out."""
+    session: Session, rules: GrantRules, queue: QueueRules, *, now: int,
+    newcomer: Sequence[str] | None = None,
+) -> Standing | None:  # fmt: skip
+    """The line as it stands; None: nobody waits, and one indexed query found that out.
+
+    Args:
+        newcomer: The groups of somebody who is to be placed behind it.
+    """
     rows = {
         row.id: row
         for row in session.scalars(
@@ -292,7 +297,10 @@ def standing(
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
     barred |= {one.id: _not_there(one) for one in known if one.user_name in queue.absent}
     ends, guesses = guessed_ends(session, now)
-    booked = bookings(session, rules, now=now, til_us=now + HORIZON_US, slack_us=queue.offer_us)
+    booked = bookings(
+        session, rules, now=now, til_us=now + HORIZON_US, slack_us=queue.offer_us,
+        newcomer=newcomer,
+    )  # fmt: skip
     return Standing(
         requests=tuple(known),
         waiting=tuple(

@@ -42,6 +42,10 @@ _EARLIER_US = MINUTE_US
 _WHEN = "%a %Y-%m-%d %H:%M"
 
 
+#: What a server is placed as that asks for a start and has no lease and no request.
+NEWCOMER = ""
+
+
 @dataclass(frozen=True)
 class Booking:
     """One time of one reservation, with what people read about it."""
@@ -150,11 +154,13 @@ def current(session: Session, now: int) -> list[Reservation]:
 
 def bookings(
     session: Session, catalogue: SliceCatalogue, *, now: int, til_us: int, lead_us: int,
-    slack_us: int = 0,
+    slack_us: int = 0, newcomer: Sequence[str] | None = None,
 ) -> Bookings:  # fmt: skip
     """What is reserved between now and a moment.
 
     Args:
+        newcomer: The groups of somebody who is placed as `NEWCOMER` and neither waits nor holds
+            a lease yet: what is theirs counts towards what is kept for their groups.
         lead_us: So long before it begins it already binds.
         slack_us: So long a lease may wait after its grant until it runs.
     """
@@ -169,7 +175,10 @@ def bookings(
         return Bookings()
     groups, parents = _groups(session)
     known = Bookings((), groups, parents)
-    takers = _takers(session, known, {row.slice_type for row, _, _ in found})
+    slice_types = {row.slice_type for row, _, _ in found}
+    takers = _takers(session, known, slice_types)
+    if newcomer is not None:
+        takers += [(NEWCOMER, one, known.accounts(newcomer)) for one in sorted(slice_types)]
     made = [
         _booking(row, wanted, stretch, takers, lead_us, slack_us) for row, wanted, stretch in found
     ]

@@ -26,6 +26,7 @@ from gpuslice.broker.grant import (
     slice_type_of,
 )
 from gpuslice.broker.queue import QueueRules
+from gpuslice.broker.reserved import NEWCOMER
 from gpuslice.broker.snapshot import ceilings
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceType
@@ -170,15 +171,16 @@ class Ahead:
 
 
 def ahead(
-    session: Session, rules: GrantRules, line: QueueRules, *, now: int,
+    session: Session, rules: GrantRules, line: QueueRules, groups: Sequence[str], *, now: int,
     account_id: int | None = None, server: str = "",
 ) -> Ahead | None:  # fmt: skip
     """Those who wait; None: nobody does whom a start could delay.
 
     Args:
+        groups: Of whoever asks.
         account_id: Whose server asks, and by its name which one; None: nobody's in particular.
     """
-    standing = queue.standing(session, rules, line, now=now)
+    standing = queue.standing(session, rules, line, now=now, newcomer=groups)
     if standing is None or not standing.waiting:
         return None
     placing = standing.placing
@@ -216,14 +218,17 @@ def _behind(
         return None
     booked = bookings(session, rules, now=now, til_us=now + rules.reservation_lead_us + 1)
     asks = Waiting(
-        "", wanted, longest_us=longest(chosen), keeps=booked.keeps(request.groups)
+        NEWCOMER, wanted, longest_us=longest(chosen), keeps=booked.keeps(request.groups)
     )  # fmt: skip
     fleet, placing = queue.fleet_now(session, rules), Rules(rules.reserve_bytes, ceilings(session))
     open_to_it = left_over(fleet, asks.keeps, placing, at=now, longest_us=asks.longest_us)
     free = [one for one in rules.catalogue.types if _fits(open_to_it, one, placing)]
     if not free:
         return None
-    found = ahead(session, rules, line, now=now, account_id=account_id, server=request.server)
+    found = ahead(
+        session, rules, line, request.groups, now=now, account_id=account_id,
+        server=request.server,
+    )  # fmt: skip
     if found is None:
         return None
     placement = found.place(asks)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from gpuslice import wire
 from gpuslice.broker.grant import GrantRules, bookings, takes_from, without_nodes
-from gpuslice.broker.reserved import HORIZON_US, Bookings
+from gpuslice.broker.reserved import HORIZON_US, NEWCOMER, Bookings
 from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
 from gpuslice.broker.starts import Ahead, room_before_them
 from gpuslice.errors import Refused
@@ -207,7 +207,7 @@ def _with_line(
     offer: wire.Offer, offered: SliceType, ahead: Ahead, keeps: Sequence[Keep]
 ) -> wire.Offer:
     """The offer less what is for those who wait, as a start without an end would find it."""
-    asks = Waiting("", offered, keeps=tuple(keeps))
+    asks = Waiting(NEWCOMER, offered, keeps=tuple(keeps))
     if ahead.place(asks) is None:
         said = f"What is free is for {ahead.words}"
         room_us = room_before_them(ahead, asks)
@@ -296,9 +296,11 @@ def devices(session: Session) -> list[wire.DeviceView]:
     rows: Sequence[Device] = session.scalars(
         sa.select(Device).order_by(Device.node_id, Device.position, Device.id)
     ).all()
+    versions = {(row.node_id, row.id): row.version for row in rows}
     return [
         wire.DeviceView.model_validate(
             {
+                "version": versions.get((row.node_id, row.parent_id or row.id), row.version),
                 "node_id": row.node_id, "uuid": row.id, "kind": row.kind, "model": row.model,
                 "memory_bytes": row.memory_bytes, "parent_uuid": row.parent_id,
                 "mig_profile": row.mig_profile, "simulated": row.simulated, "state": row.state,

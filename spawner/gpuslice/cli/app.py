@@ -12,6 +12,7 @@ import click
 
 from gpuslice.cli import backupcommands
 from gpuslice.cli.creditcommands import credit
+from gpuslice.cli.devicecommands import device
 from gpuslice.cli.entrycommands import entry
 from gpuslice.cli.leasecommands import lease
 from gpuslice.cli.ledgercommands import ledger
@@ -262,6 +263,7 @@ main.add_command(reserve)
 main.add_command(price)
 main.add_command(credit)
 main.add_command(lease)
+main.add_command(device)
 main.add_command(entry)
 main.add_command(queue)
 main.add_command(usage)

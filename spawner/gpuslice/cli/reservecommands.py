@@ -104,6 +104,66 @@ def add(
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
 
 
+#: What a reservation says, and a change may replace.
+_SAID = (
+    "slice", "count", "title", "timezone", "first_day", "last_day", "weekdays", "from_time",
+    "til_time", "notice_us",
+)  # fmt: skip
+
+
+@reserve.command()
+@_NUMBER
+@click.option("--slice", "slice_type", metavar="SLICE", help="Slices of another type.")
+@click.option("--count", type=click.IntRange(min=1), help="So many of them.")
+@click.option(
+    "--weekday",
+    "weekdays",
+    multiple=True,
+    type=click.Choice(_WEEKDAYS),
+    help="Repeatable; replaces those of before.",
+)
+@click.option("--from", "from_time", metavar="HH:MM", help="When it begins.")
+@click.option("--til", "til_time", metavar="HH:MM", help="When it is over.")
+@click.option("--first", "first_day", metavar="DAY", help="As in 2026-12-01.")
+@click.option("--last", "last_day", metavar="DAY", help="As in 2027-02-28.")
+@click.option("--timezone", help="As in Europe/Berlin.")
+@click.option("--notice", help="As in 15m or 1h; none: what runs goes on.")
+@click.option("--title", help="What others read of it; empty: the group's name.")
+@REASON
+@STATE
+@CONFIG
+@JSON
+def change(
+    number: int, slice_type: str | None, count: int | None, weekdays: Sequence[str],
+    from_time: str | None, til_time: str | None, first_day: str | None, last_day: str | None,
+    timezone: str | None, notice: str | None, title: str | None, reason: str, state: Path,
+    config: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Change a reservation, by its number in the list; what is not named stays as it is.
+
+    \b
+    gpuslice reserve change 3 --count 30 --til 13:00 --reason "a smaller class, a longer lesson"
+    """
+    from gpuslice.cli.operator import operator
+
+    given = {
+        "slice": slice_type, "count": count, "weekdays": list(weekdays) or None,
+        "from_time": from_time, "til_time": til_time, "first_day": first_day,
+        "last_day": last_day, "timezone": timezone, "title": title,
+    }  # fmt: skip
+    changes: dict[str, Any] = {name: to for name, to in given.items() if to is not None}
+    if notice is not None:
+        changes["notice_us"] = None if notice == "none" else _duration_us(notice)
+    if not changes:
+        raise click.UsageError("Say what is to change, for example --count 30.")
+    service = operator(state, config)
+    path = f"{_PATH}/{number}"
+    before = service.get(path)
+    body = {name: before[name] for name in _SAID} | changes
+    found = service.send("PUT", path, {**body, "version": before["version"], "reason": reason})
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
+
+
 @reserve.command()
 @_NUMBER
 @REASON

@@ -34,6 +34,8 @@ _Body = TypeVar("_Body", bound=BaseModel)
 class InventorySource(Protocol):
     async def inventory(self) -> wire.Inventory: ...
 
+    async def look(self, uuid: str) -> wire.DeviceCheck: ...
+
 
 class StartingEngine(Engine, Protocol):
     """An engine that starts servers by a call of our own."""
@@ -109,6 +111,13 @@ class InventoryHandler(Handler):
         self.answer(await self.inventory.inventory())
 
 
+class DeviceHandler(InventoryHandler):
+    """One device, looked at anew; its UUID may have slashes."""
+
+    async def get(self) -> None:
+        self.answer(await self.inventory.look(self.get_query_argument("uuid")))
+
+
 class ListHandler(Handler):
     async def get(self) -> None:
         self.answer(await self.leases.listing())
@@ -172,6 +181,7 @@ def control_app(leases: Engine, inventory: InventorySource) -> Application:
         leases,
         [
             (r"/v1/inventory", InventoryHandler, {"leases": leases, "inventory": inventory}),
+            (r"/v1/device", DeviceHandler, {"leases": leases, "inventory": inventory}),
             *_routes(
                 leases,
                 (r"/v1/servers", ListHandler),

@@ -154,6 +154,38 @@ class NvmlDevices:
                 return result
             await asyncio.sleep(_POLL_S)
 
+    async def look(self, uuid: str) -> wire.DeviceCheck:
+        """Whether a device that nobody holds is well, and nothing runs on it.
+
+        Raises Refused when NVML cannot be asked.
+        """
+        try:
+            return await self._worker.call(lambda: self._look(uuid), ANSWER_LIMIT_S)
+        except TimeoutError:
+            message = "NVML does not say how the device is"
+            raise Refused("device-unknown", message, status=503) from None
+        except NvmlUnavailable as problem:
+            raise Refused("device-unknown", problem.reason, status=503) from None
+
+    def _look(self, uuid: str) -> wire.DeviceCheck:
+        if self.before_check is not None:
+            self.before_check()
+        try:
+            sample = self._open().device_state(uuid)
+        except NvmlUnavailable as problem:
+            self._lose(problem)
+            raise
+        except DeviceNotFound:
+            return wire.DeviceCheck(problem="the node does not see this device")
+        if sample.health != "ok":
+            reason = sample.problem.reason if sample.problem is not None else sample.health
+            return wire.DeviceCheck(problem=f"it is not well: {reason}")
+        if isinstance(sample.processes, NotAvailable):
+            reason = f"its processes cannot be listed: {sample.processes.reason}"
+            return wire.DeviceCheck(problem=reason)
+        left = sorted({process.pid for process in sample.processes})
+        return wire.DeviceCheck(problem=f"processes are on it: {left}" if left else None)
+
     def _check(self, uuid: str, pids: set[int]) -> wire.ReleaseResult:
         if self.before_check is not None:
             self.before_check()

@@ -29,6 +29,13 @@ async def set_limit(call: Call[wire.SetLimit, models.Nothing]) -> wire.LimitView
     return await call.broker.set_limit(call.body, call.caller.label[:255])
 
 
+async def clear_device(call: Call[wire.ClearDevice, models.Nothing]) -> wire.DeviceView:
+    path = call.path
+    return await call.broker.fleet.clear(
+        str(path["node_id"]), str(path["device"]), call.body, call.caller.label
+    )
+
+
 async def audit(call: Call[models.Nothing, models.AuditQuery]) -> models.AuditPage:
     rows, following = await _audit(call.broker, call.query)
     return models.AuditPage(rows=rows, next=following)
@@ -52,6 +59,14 @@ async def admin_page(call: Call[models.Nothing, models.AdminQuery]) -> Page:
 async def admin_stop(call: Call[models.StopForm, models.Nothing]) -> Redirect:
     order = wire.StopLease(reason=call.body.reason, actor=call.caller.label[:255])
     await call.broker.stop(call.lease_id, order, ask_hub=True)
+    return Redirect("admin")
+
+
+async def admin_clear_device(call: Call[models.ClearForm, models.Nothing]) -> Redirect:
+    body = wire.ClearDevice(version=call.body.version, reason=call.body.reason)
+    await call.broker.fleet.clear(
+        str(call.path["node_id"]), str(call.path["device"]), body, call.caller.label
+    )
     return Redirect("admin")
 
 

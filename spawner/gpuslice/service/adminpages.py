@@ -91,6 +91,9 @@ class DeviceRow:
     use: str
     #: (lease id, who holds it)
     holders: list[tuple[str, str]]
+    #: Quarantined, so somebody has to look at it; and the version for whoever did.
+    clearable: bool
+    version: int
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,8 @@ def device_row(device: wire.DeviceView, leases: list[wire.LeaseView]) -> DeviceR
         well=device.state is wire.DeviceState.OK,
         use=_device_use(device),
         holders=[(lease, names.get(lease, f"lease {lease[:8]}")) for lease in device.leases],
+        clearable=device.state is wire.DeviceState.QUARANTINED,
+        version=device.version,
     )
 
 

@@ -244,6 +244,9 @@ class RouteHandler(HubOAuthenticated, BaseHandler):
     async def _once(self, route: AnyRoute, call: Call[Any, Any], claim: Claim) -> None:
         """A write under an idempotency key: done now, or answered as it was the first time."""
         status, text = await once(self.parts.broker.core, claim, route, call)
+        if route.is_page:
+            await self._answer(route, route.load(text))
+            return
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self.finish(text)

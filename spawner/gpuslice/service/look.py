@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from gpuslice.service.config import ServiceConfig
 from gpuslice.service.log import event
+from gpuslice.service.once import new_form_key
 from gpuslice.service.pages import Page, Viewer
 
 _LOG = logging.getLogger("gpuslice.service")
@@ -82,6 +83,8 @@ class Look:
         }
         # A name that is missing in one of our templates is an error, in the hub's it is empty.
         self._ours = _environment(FileSystemLoader(_HERE / "templates"), StrictUndefined)
+        # Another one for each form: what a click sends twice is done once.
+        self._ours.globals["once"] = new_form_key
         self._theirs = _environment(
             ChoiceLoader(
                 [

@@ -146,6 +146,13 @@ class StopForm(Wire):
     reason: GivenReason
 
 
+class ClearForm(Wire):
+    """An administrator has looked at a quarantined device."""
+
+    version: Annotated[int, Field(ge=0, le=1 << 62)]
+    reason: GivenReason
+
+
 class RequestForm(Wire):
     """A change of what a request waits for; what is left out stays as it is."""
 

@@ -17,6 +17,9 @@ from gpuslice.service.route import PARAMETERS, AnyRoute
 MAX_BODY = 64 * 1024
 #: Query arguments that belong to the transport, not to a route.
 _TRANSPORT_ARGUMENTS = frozenset({"_xsrf"})
+#: The field of a form that says which one it is, of all that were ever shown.
+FORM_KEY = "once"
+_FORM_TYPE = "application/x-www-form-urlencoded"
 
 
 def parse_body(route: AnyRoute, raw: bytes, content_type: str) -> Any:
@@ -43,9 +46,24 @@ def parse_body(route: AnyRoute, raw: bytes, content_type: str) -> Any:
 
 def _form(raw: bytes, content_type: str) -> dict[str, str]:
     """The fields of a page's form."""
-    if content_type.partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
-        message = "Send Content-Type: application/x-www-form-urlencoded."
-        raise Refused("bad-content-type", message, status=415)
+    if not _is_form(content_type):
+        raise Refused("bad-content-type", f"Send Content-Type: {_FORM_TYPE}.", status=415)
+    data = form_fields(raw)
+    data.pop(FORM_KEY, None)
+    return data
+
+
+def _is_form(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == _FORM_TYPE
+
+
+def sent_by_form(raw: bytes, content_type: str) -> dict[str, str]:
+    """What a form sent, `FORM_KEY` included, whether or not the route has fields; else nothing."""
+    return form_fields(raw) if _is_form(content_type) and len(raw) <= MAX_BODY else {}
+
+
+def form_fields(raw: bytes) -> dict[str, str]:
+    """The fields in a form's body, without those of the transport."""
     try:
         pairs = parse_qsl(
             raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20

@@ -188,6 +188,14 @@ class StrangerDesk(Protocol):
     async def end(self, lease_id: str, reason: str, actor: str) -> Stranger: ...
 
 
+class DeviceDesk(Protocol):
+    """Decisions about devices; may raise Refused."""
+
+    async def clear(
+        self, node_id: str, uuid: str, body: wire.ClearDevice, actor: str
+    ) -> wire.DeviceView: ...
+
+
 class Broker(Protocol):
     """The facade over leases and ledger. No method blocks the event loop; none calls the hub
     inside a transaction. The desks are parts of it, by what they are about."""
@@ -212,6 +220,9 @@ class Broker(Protocol):
 
     @property
     def reservations(self) -> ReservationDesk: ...
+
+    @property
+    def fleet(self) -> DeviceDesk: ...
 
     async def offers(self, user: str | None, groups: Sequence[str] = ()) -> list[wire.Offer]:
         """Slice types as this user of these groups may take them; ``None``: as anybody."""

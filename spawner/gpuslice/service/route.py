@@ -22,6 +22,8 @@ PARAMETERS: dict[str, TypeAdapter[Any]] = {
     "lease_id": TypeAdapter(LeaseId),
     "request_id": TypeAdapter(LeaseId),
     "name": TypeAdapter(UserName),
+    "node_id": TypeAdapter(Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]),
+    "device": TypeAdapter(Annotated[str, Field(min_length=1, max_length=96)]),
     "number": TypeAdapter(Annotated[int, Field(ge=1, le=1 << 62)]),
 }
 _BRACES = re.compile(r"\\{([a-z_]+)\\}")
@@ -110,6 +112,10 @@ class Route(Generic[B, Q, R]):
     def dump(self, answer: R) -> bytes:
         """The answer as JSON."""
         return TypeAdapter(self.answer).dump_json(answer)
+
+    def load(self, text: str) -> R:
+        """The inverse of `dump`."""
+        return TypeAdapter(self.answer).validate_json(text)
 
 
 AnyRoute = Route[Any, Any, Any]

@@ -77,6 +77,9 @@ def _table() -> tuple[Any, ...]:
         # Administrators and scrapers.
         Route(get, "api/devices", a.READ_ALL, calls.devices,
               no, no, list[wire.DeviceView], "All devices and who holds them"),
+        Route(post, "api/admin/devices/{node_id}/{device}/clear", a.ADMIN, admincalls.clear_device,
+              wire.ClearDevice, no, wire.DeviceView,
+              "Grant a quarantined device again; 409 while it is held or not clean"),
         Route(get, "api/admin/leases", a.READ_ALL, calls.all_leases,
               no, models.AllLeasesQuery, page, "Everybody's leases, or one user's"),
         Route(get, "api/admin/limits", a.READ_ALL, admincalls.limits,
@@ -117,6 +120,9 @@ def _table() -> tuple[Any, ...]:
               no, models.AuditQuery, Page, "Who changed what, when and why"),
         Route(post, "admin/leases/{lease_id}/stop", a.ADMIN, admincalls.admin_stop,
               models.StopForm, no, Redirect, "Stop anybody's lease, with a reason"),
+        Route(post, "admin/devices/{node_id}/{device}/clear", a.ADMIN,
+              admincalls.admin_clear_device, models.ClearForm, no, Redirect,
+              "Grant a quarantined device again, with a reason"),
     )  # fmt: skip
     return rows  # noqa: RET504
 
