@@ -10,12 +10,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyterhub.objects import Hub
 from pydantic import TypeAdapter, ValidationError
 from traitlets.config import Config
 
@@ -27,7 +29,7 @@ from gpuslice.cli.trouble import Trouble
 from gpuslice.settings import load_settings
 from gpuslice.spawners import LocalGpuSpawner, builders
 from gpuslice.spawners.configure import ConfigureError, configure
-from gpuslice.spawners.errors import EngineUnavailable, ServiceUnavailable
+from gpuslice.spawners.errors import EngineUnavailable, ServiceRefused, ServiceUnavailable
 from gpuslice.spawners.form import options_form, unavailable_form
 from gpuslice.spawners.options import Choice, choice, flatten, stored_options
 from gpuslice.spawners.progress import ProgressBoard
@@ -37,7 +39,9 @@ from gpuslice.units import HOUR_US, MINUTE_US
 from gpuslice.wire import (
     Choices,
     Enforcement,
+    JoinFor,
     LeaseGrant,
+    LeaseRequest,
     LeaseState,
     Offer,
     Refusal,
@@ -368,6 +372,8 @@ def test_what_is_taken_can_be_waited_for_and_what_a_limit_refuses_cannot_be_chos
     assert "You may not take <quarters>." in words
     waits = soup.find_all("input", attrs={"name": "queue"})
     assert [one["value"] for one in waits] == ["tell", "start", "no"]
+    some = form(offer(free=3, total=4), terms=[terms("quarter", waiting=1)])
+    assert "3 of 4 free; 1 waits for one" in some.get_text(" ", strip=True)
     # Where something of everything is free there is nothing to wait for.
     assert not form(offer()).find_all("input", attrs={"name": "queue"})
 
@@ -422,6 +428,9 @@ def test_a_refused_start_says_the_place_in_line_the_wait_and_what_is_free() -> N
     guess = said(expected_us=25 * MINUTE_US, auto_start=True)
     assert "Your turn is expected in about 25 minutes." in guess
     assert "starts by itself" in guess
+    taken = refusal.model_copy(update={"reason": "others-wait"})
+    waits = in_line(request(), taken, now=0).jupyterhub_message
+    assert "Others wait. You are number 2 of 5" in waits and "Nothing is free" not in waits
     sure = said(expected_us=MINUTE_US // 2, start_by_us=3 * HOUR_US)
     assert "is expected in about 1 minute and comes in 3 hours at the latest." in sure
 
@@ -624,3 +633,42 @@ def test_a_data_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Trouble, match="--state"):
         State(tmp_path / "file").prepare()
+
+
+class StubService:
+    """A service that refuses every lease for one reason; remembers who joined the queue."""
+
+    def __init__(self, reason: str) -> None:
+        self.refusal = Refusal(reason=reason, message="no", alternatives=["cpu"])
+        self.joined: list[JoinFor] = []
+
+    async def lease(self, body: LeaseRequest) -> LeaseGrant:
+        raise ServiceRefused(503, self.refusal)
+
+    async def join_queue(self, body: JoinFor) -> RequestView:
+        self.joined.append(body)
+        return request()
+
+
+@pytest.mark.parametrize(
+    ("reason", "queue", "joins"),
+    [("gpu-full", "tell", 1), ("others-wait", "start", 1), ("others-wait", "no", 0),
+     ("leases-limit", "tell", 0)],
+)  # fmt: skip
+def test_what_waiting_answers_is_waited_for_as_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, reason: str, queue: str, joins: int
+) -> None:
+    service = StubService(reason)
+    spawner = LocalGpuSpawner(
+        user=SimpleNamespace(name="mia", url="/user/mia/", escaped_name="mia", groups=[]),
+        hub=Hub(base_url="/hub/", connect_url="http://hub:8081/hub/"),
+        api_token="t", oauth_client_id="jupyterhub-user",
+    )  # fmt: skip
+    monkeypatch.setattr(spawner, "service", lambda: service)
+    spawner.take_options({"slice": "whole", "queue": queue})
+    with pytest.raises((SpawnRefused, ServiceRefused)) as refused:
+        asyncio.run(spawner._lease())
+    assert len(service.joined) == joins
+    if joins:
+        assert service.joined[0].auto_start == (queue == "start")
+        assert "You are number 2 of 5 in line" in refused.value.jupyterhub_message

@@ -79,6 +79,8 @@ class FakeNode:
         self.history: dict[str, Server] = {}
         self.up = True
         self.unclean: str | None = None
+        #: What is wrong with a device that somebody looks at, by its UUID.
+        self.wrong: dict[str, str] = {}
         #: By how much the wall clock was set; what has really passed is the clock's without it.
         self.jumped_us = 0
         #: Raise Crash at the n-th call from now, before or after its effect.
@@ -118,6 +120,10 @@ class FakeNode:
             devices=self.devices,
             enforcement_ceiling=wire.Enforcement.ADVISORY,
         )
+
+    async def look(self, uuid: str) -> wire.DeviceCheck:
+        self._enter("look")
+        return wire.DeviceCheck(problem=self.wrong.get(uuid))
 
     async def listing(self) -> wire.Listing:
         self._enter("listing")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpuslice import wire
-from gpuslice.nodeclient import NodeRefused
+from gpuslice.nodeclient import NodeRefused, NodeUnavailable
 from gpuslice.wire import ServerState, SliceKind
 from nvmlsim import Fleet, SimProcess
 from realnode import Node, call, until
@@ -221,6 +221,25 @@ def test_a_device_that_still_has_a_process_of_the_lease_is_not_clean(
     plain.restart()
     gpu.set_processes([])
     assert call(plain.client.release(lease)) == result
+
+
+def test_a_device_is_looked_at_whoever_is_on_it(plain: Node, fleet: Fleet) -> None:
+    """For somebody who wants it out of quarantine; nobody holds it then."""
+    gpu = fleet.gpu(0)
+    assert call(plain.client.look(gpu.uuid)) == wire.DeviceCheck(problem=None)
+    gpu.set_processes([SimProcess(1, GIB)])
+    assert call(plain.client.look(gpu.uuid)).problem == "processes are on it: [1]"
+    gpu.set_processes([])
+    assert "does not see" in (call(plain.client.look("GPU-no/such & one")).problem or "")
+    gpu.lose()
+    assert "not well" in (call(plain.client.look(gpu.uuid)).problem or "")
+    with pytest.raises(NodeRefused) as refused:
+        call(plain.client._call(plain.client._control, "GET", "/v1/device"))
+    assert refused.value.status == 400
+    fleet.delay("nvmlDeviceGetHandleByUUID", 60)
+    with pytest.raises(NodeUnavailable) as silent:
+        call(plain.client.look(fleet.gpu(1).uuid))
+    assert silent.value.reason == "device-unknown"
 
 
 def test_a_device_that_cannot_be_asked_is_not_given_back(plain: Node, fleet: Fleet) -> None:

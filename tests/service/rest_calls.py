@@ -56,7 +56,7 @@ def path_of(route: AnyRoute, things: Things, *, name: str = "ada") -> str:
     lease_id = things.granted_id if route.name == "started" else things.lease_id
     words = {
         "lease_id": lease_id, "request_id": things.request_id, "name": quote(name, safe=""),
-        "number": "1",
+        "number": "1", "node_id": "node-1", "device": "GPU-a",
     }  # fmt: skip
     if route.path.startswith("api/admin/policies/groups"):
         words["name"] = "lab"
@@ -96,6 +96,7 @@ def body_of(route: AnyRoute, world: ServiceLedger, things: Things) -> Any:
         "give_credit": {"whose": "user", "name": "ada", "amount_u": 7, **why},
         "grant_more": {"money_u": 7, "until_us": world.now + HOUR_US, **why},
         "refund_lease": {"amount_u": 1, **why},
+        "clear_device": {"version": 1, **why},
         "correct": {"entry_id": things.entry_id, "kind": "refund", "amount_u": 1, **why},
     }[route.name]
 

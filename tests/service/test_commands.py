@@ -231,6 +231,58 @@ def test_who_waits_is_listed_and_removed(office: Office) -> None:
     assert "no" in office.run("queue", "remove", "f" * 32, "--reason", "x", ok=False).stderr
 
 
+def test_a_device_in_quarantine_is_listed_and_cleared(office: Office) -> None:
+    lease_id = spawn(office.world, "ada", "whole", [])
+    office.world.node.unclean = "processes are left on it: [77]"
+    finish(office.world, lease_id)
+    office.open()
+    (dirty,) = [one for one in office.json("device", "list") if one["state"] == "quarantined"]
+    shown = office.run("device", "list").stdout
+    assert "processes are left on it: [77]" in shown and "MIG-c1" in shown
+
+    def clear(name: str, **more: Any) -> Result:
+        return office.run("device", "clear", name, "--reason", "killed it", **more)
+
+    assert "no device" in clear("GPU-z", ok=False).stderr
+    assert "may be any of 3 devices" in clear("GPU", ok=False).stderr
+    office.world.node.wrong[dirty["uuid"]] = "processes are on it: [77]"
+    assert "stays quarantined" in clear(dirty["uuid"], ok=False).stderr
+    office.world.node.wrong.clear()
+    assert dirty["uuid"] in clear(dirty["uuid"]).stdout
+    assert "there is nothing to clear" in clear(dirty["uuid"], ok=False).stderr
+    assert {one["state"] for one in office.json("device", "list")} == {"ok"}
+    (audit,) = office.world.do(office.world.live().audit(1, None))
+    assert (audit.action, audit.reason) == ("device.state", "killed it")
+    assert audit.actor.startswith("operator:")
+
+
+def test_a_reservation_is_changed_where_it_is_named(office: Office) -> None:
+    office.open()
+    first = ("--first", "2030-01-01", "--last", "2030-06-30", "--weekday", "tue")
+    day = ("--from", "10:00", "--til", "12:00", "--timezone", "UTC", "--notice", "15m")
+    office.run("reserve", "add", "course", "quarter", "6", *first, *day, "--reason", "term")
+    (before,) = office.json("reserve", "list")
+
+    change = ("reserve", "change", "1", "--reason", "a longer lesson")
+    assert "Say what is to change" in office.run(*change, ok=False).stderr
+    said = office.run(*change, "--count", "4", "--til", "13:00", "--notice", "none").stdout
+    assert "4 quarter for group course" in said and "10:00 to 13:00" in said
+    assert "what runs goes on" in said
+    (after,) = office.json("reserve", "list")
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"count", "til_time", "notice_us", "version", "reason", "next"}
+    assert (after["notice_us"], after["weekdays"]) == (None, ["tue"])
+    office.run(*change, "--weekday", "mon", "--weekday", "wed", "--slice", "half", "--title", "L")
+    (last,) = office.json("reserve", "list")
+    assert (last["weekdays"], last["slice"], last["title"]) == (["mon", "wed"], "half", "L")
+    assert "no such reservation" in office.run(
+        "reserve", "change", "9", "--count", "1", "--reason", "x", ok=False
+    ).stderr  # fmt: skip
+    never = office.run(*change, "--last", "2030-01-01", ok=False).stderr
+    assert "no time at which this would hold" in never
+    assert office.world.problems() == []
+
+
 # --- the ledger ---------------------------------------------------------------------------------
 
 

@@ -42,8 +42,9 @@ _EARLIER_US = MINUTE_US
 _WHEN = "%a %Y-%m-%d %H:%M"
 
 
-#: What a server is placed as that asks for a start and has no lease and no request.
-NEWCOMER = ""
+def newcomer_id(slice_type: str) -> str:
+    """What a server is placed as that asks for a slice and has no lease and no request."""
+    return f"newcomer:{slice_type}"
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def bookings(
     """What is reserved between now and a moment.
 
     Args:
-        newcomer: The groups of somebody who is placed as `NEWCOMER` and neither waits nor holds
-            a lease yet: what is theirs counts towards what is kept for their groups.
+        newcomer: The groups of somebody who neither waits nor holds a lease yet, and is placed
+            under `newcomer_id`: what is theirs counts towards what is kept for their groups.
         lead_us: So long before it begins it already binds.
         slack_us: So long a lease may wait after its grant until it runs.
     """
@@ -178,7 +179,8 @@ def bookings(
     slice_types = {row.slice_type for row, _, _ in found}
     takers = _takers(session, known, slice_types)
     if newcomer is not None:
-        takers += [(NEWCOMER, one, known.accounts(newcomer)) for one in sorted(slice_types)]
+        mine = known.accounts(newcomer)
+        takers += [(newcomer_id(one), one, mine) for one in sorted(slice_types)]
     made = [
         _booking(row, wanted, stretch, takers, lead_us, slack_us) for row, wanted, stretch in found
     ]

@@ -26,7 +26,7 @@ from gpuslice.broker.grant import (
     slice_type_of,
 )
 from gpuslice.broker.queue import QueueRules
-from gpuslice.broker.reserved import NEWCOMER
+from gpuslice.broker.reserved import newcomer_id
 from gpuslice.broker.snapshot import ceilings
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceType
@@ -218,7 +218,8 @@ def _behind(
         return None
     booked = bookings(session, rules, now=now, til_us=now + rules.reservation_lead_us + 1)
     asks = Waiting(
-        NEWCOMER, wanted, longest_us=longest(chosen), keeps=booked.keeps(request.groups)
+        newcomer_id(wanted.name), wanted, longest_us=longest(chosen),
+        keeps=booked.keeps(request.groups),
     )  # fmt: skip
     fleet, placing = queue.fleet_now(session, rules), Rules(rules.reserve_bytes, ceilings(session))
     open_to_it = left_over(fleet, asks.keeps, placing, at=now, longest_us=asks.longest_us)
@@ -236,7 +237,7 @@ def _behind(
         return placement
     instead = [
         one.name for one in free
-        if one is not wanted and found.place(replace(asks, slice_type=one)) is not None
+        if one is not wanted and found.place(_for(asks, one)) is not None
     ]  # fmt: skip
     if wanted in free:
         raise _others_wait(found, asks, instead)
@@ -244,6 +245,10 @@ def _behind(
     if isinstance(full, NoPlace):
         raise refuse_place(wanted, full, instead)
     return None
+
+
+def _for(asks: Waiting, other: SliceType) -> Waiting:
+    return replace(asks, request_id=newcomer_id(other.name), slice_type=other)
 
 
 def _anybody_waits(session: Session) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from gpuslice import wire
 from gpuslice.broker.grant import GrantRules, bookings, takes_from, without_nodes
-from gpuslice.broker.reserved import HORIZON_US, NEWCOMER, Bookings
+from gpuslice.broker.reserved import HORIZON_US, Bookings, newcomer_id
 from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
 from gpuslice.broker.starts import Ahead, room_before_them
 from gpuslice.errors import Refused
@@ -207,7 +207,7 @@ def _with_line(
     offer: wire.Offer, offered: SliceType, ahead: Ahead, keeps: Sequence[Keep]
 ) -> wire.Offer:
     """The offer less what is for those who wait, as a start without an end would find it."""
-    asks = Waiting(NEWCOMER, offered, keeps=tuple(keeps))
+    asks = Waiting(newcomer_id(offered.name), offered, keeps=tuple(keeps))
     if ahead.place(asks) is None:
         said = f"What is free is for {ahead.words}"
         room_us = room_before_them(ahead, asks)

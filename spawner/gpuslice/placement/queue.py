@@ -5,7 +5,7 @@ Requests come in their order. Who fits is offered a place; the first ones that d
 a later, smaller request may pass only if it is over before the protected one's reservation time,
 or takes nothing that one needs then. Where the ends of what runs are unknown there is no such
 time; then small ones pass until the large one has lost patience, and from then on one device is
-kept clear for it.
+kept clear for it. What is reserved for somebody now is theirs: nobody is protected against that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuslice.fleet.slice_types import SliceType
-from gpuslice.placement.fleets import Rules, with_claims, without_device, without_leases
+from gpuslice.placement.fleets import (
+    Rules,
+    leases_in,
+    with_claims,
+    without_device,
+    without_leases,
+)
 from gpuslice.placement.place import place
 from gpuslice.placement.reserved import Keep, left_over
 from gpuslice.placement.snapshot import FleetSnapshot, Placement
@@ -177,6 +183,7 @@ def _may_start(
 ) -> Placement | None:
     """Where it may start now without delaying anybody who is protected."""
     open_to_it = left_over(fleet, one.keeps, rules, at=now, longest_us=one.longest_us)
+    protected = [pair for pair in protected if not _kept_for(one, pair[0], fleet, now)]
     for large, at in protected:
         if at is None and large.impatient:
             open_to_it = without_device(open_to_it, _kept_clear(large.slice_type, fleet, rules))
@@ -193,6 +200,17 @@ def _may_start(
             return None
         open_to_it = without_device(open_to_it, (placement.node_id, placement.device_uuid))
     return None
+
+
+def _kept_for(one: Waiting, large: Waiting, fleet: FleetSnapshot, now: int) -> bool:
+    """Whether what it takes is kept from ``large`` now, and for its own people."""
+    there = leases_in(fleet)
+    return any(
+        one.request_id in keep.members
+        and keep.start_us <= now < keep.til_us
+        and len(keep.members & there) < keep.count
+        for keep in large.keeps
+    )
 
 
 def _delays(
