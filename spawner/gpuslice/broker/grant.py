@@ -85,19 +85,14 @@ def grant(
     lease = _lease(session, request, verdict, wanted, placement, rules, now)
     session.add(lease)
     session.flush()
-    _claim(session, lease, placement)
-    charge(session, lease, verdict, now=now)
-    return lease
-
-
-def charge(session: Session, lease: Lease, verdict: Verdict, *, now: int) -> None:
-    """Write down for which accounts a lease counts, and what they have reserved for it."""
     chain = verdict.chain.account_ids
     session.add_all(
         LeaseAccount(lease_id=lease.id, account_id=account, depth=depth)
         for depth, account in enumerate(chain)
     )
+    _claim(session, lease, placement)
     billing.open_hold(session, lease, chain, verdict.hold_u, verdict.hold_gpu_us, now=now)
+    return lease
 
 
 def ask_of(request: LeaseRequest, wanted: SliceType, rules: GrantRules) -> Ask:

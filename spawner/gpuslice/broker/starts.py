@@ -19,7 +19,6 @@ from gpuslice.broker.grant import (
     GrantRules,
     ask_of,
     bookings,
-    charge,
     grant,
     longest,
     refuse_place,
@@ -31,13 +30,14 @@ from gpuslice.broker.snapshot import ceilings
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceType
 from gpuslice.ledger import accounts, billing, counters
-from gpuslice.ledger.tables import Hold, Lease, LeaseAccount, QueueRequest
+from gpuslice.ledger.tables import Lease, QueueRequest
 from gpuslice.placement import FleetSnapshot, NoPlace, Placement, place
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import Served, Waiting, in_turn
 from gpuslice.placement.reserved import left_over
 from gpuslice.quotas import admission
 from gpuslice.quotas.admission import Ask
+from gpuslice.quotas.chain import candidates
 from gpuslice.units import HOUR_US, MINUTE_US
 from gpuslice.wire import LeaseState
 
@@ -67,8 +67,8 @@ def take_offer(
     """The lease that was offered to this server, to be started now; None: there is no offer.
 
     Raises:
-        Refused: another slice type is reserved for it, or for a shorter time, or the limits do not
-            allow it for this time or to this group; what is reserved stays so.
+        Refused: another slice type is reserved for it, or a shorter time, or another group is
+            charged; what is reserved stays so.
     """
     account_id = accounts.find(session, accounts.HUB_USER, request.user)
     found = None if account_id is None else queue.live(session, account_id, request.server)
@@ -95,13 +95,13 @@ def take_offer(
 def _as_asked(
     session: Session, lease: Lease, request: wire.LeaseRequest, rules: GrantRules, now: int
 ) -> None:
-    """Make what was offered what is asked for now: for a shorter time, or charged to another group.
+    """Make what was offered what is asked for now: the same, or for a shorter time.
 
-    What is not said stays as it was said when the place in line was taken. Who is admitted for
-    less, or elsewhere, is decided as at a grant, with what this lease reserves given back first.
+    What is not said stays as it was said when the place in line was taken. What is reserved for
+    it is given back and admitted anew, by the code of every grant.
 
     Raises:
-        Refused: a longer time, or a limit says no.
+        Refused: a longer time, or another group to be charged.
     """
     declared = lease.declared_us if request.declared_us is None else request.declared_us
     if lease.declared_us is not None and declared is not None and declared > lease.declared_us:
@@ -114,29 +114,36 @@ def _as_asked(
             status=409, limit=hours,
         )  # fmt: skip
     charged = None if lease.group_id is None else accounts.name_of(session, lease.group_id)
-    group = request.group or (charged if charged in request.groups else None)
     if declared == lease.declared_us and request.group in (None, charged):
         return
     wanted = slice_type_of(lease.slice_type, rules.catalogue)
-    _uncharge(session, lease, now)
-    asked = request.model_copy(update={"declared_us": declared, "group": group})
-    verdict = admission.admit(session, lease.account_id, ask_of(asked, wanted, rules), now=now)
-    lease.group_id = verdict.chain.group.account_id if verdict.chain.group else None
+    asked = request.model_copy(
+        update={"declared_us": declared, "group": request.group or charged}
+    )  # fmt: skip
+    ask = ask_of(asked, wanted, rules)
+    counted = counters.of_lease(session, lease.id)
+    may_be = candidates(session, lease.account_id, ask.user, ask.groups, ask.group)
+    if counted not in [chain.account_ids for chain in may_be]:
+        raise _charged_otherwise(lease, charged)
+    billing.set_hold(session, lease, 0, 0, now=now)
+    counters.leave(session, counted, lease.slice_type)
+    verdict = admission.admit(session, lease.account_id, ask, now=now)
+    if verdict.chain.account_ids != counted:
+        raise _charged_otherwise(lease, charged)
+    billing.note_hold(session, lease, verdict.hold_u, verdict.hold_gpu_us, now=now)
     lease.price_list, lease.hold_kind = verdict.price_list, verdict.hold_kind
     lease.declared_us, lease.session_us = verdict.declared_us, verdict.session_us
-    charge(session, lease, verdict, now=now)
 
 
-def _uncharge(session: Session, lease: Lease, now: int) -> None:
-    """Give back what a lease that has not begun to run reserves, and count it for nobody."""
-    billing.set_hold(session, lease, 0, 0, now=now)
-    counters.leave(session, counters.of_lease(session, lease.id), lease.slice_type)
-    for table in (LeaseAccount, Hold):
-        session.execute(
-            sa.delete(table)
-            .where(table.lease_id == lease.id)
-            .execution_options(synchronize_session="fetch")
-        )
+def _charged_otherwise(lease: Lease, charged: str | None) -> Refused:
+    """For which accounts a lease counts is a fact from its grant on."""
+    whom = "to no group" if charged is None else f"to the group {charged}"
+    return Refused(
+        "offer-charged",
+        f"The {lease.title} that is reserved for this server is charged {whom}. Take it like that, "
+        "or give it back first (My GPU) and ask anew.",
+        status=409,
+    )
 
 
 @dataclass(frozen=True)

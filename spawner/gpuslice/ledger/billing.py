@@ -156,6 +156,16 @@ def open_hold(
     session.flush()
 
 
+def note_hold(session: Session, lease: Lease, amount_u: int, gpu_us: int, *, now: int) -> None:
+    """Note what admission has reserved anew for a lease that gave back what it had."""
+    session.execute(
+        sa.update(Hold)
+        .where(Hold.lease_id == lease.id, Hold.state == "open")
+        .values(amount_u=amount_u, gpu_us=gpu_us, updated_us=now)
+        .execution_options(synchronize_session="fetch")
+    )
+
+
 def close_hold(session: Session, lease: Lease, *, now: int) -> None:
     """Give back what is still reserved; the lease will reserve nothing again."""
     set_hold(session, lease, 0, 0, now=now)
