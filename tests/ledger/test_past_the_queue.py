@@ -132,6 +132,21 @@ def test_a_short_one_passes_a_large_one_and_one_without_an_end_does_not(world: W
     assert mine(world, "bob").state == "offered"
 
 
+def test_a_start_goes_where_it_is_in_nobody_s_way(database_url: str, town: Town) -> None:
+    devices = [gpu("GPU-a", 0), gpu("GPU-b", 1)]
+    world = World(database_url, devices=devices, hub=town)
+    spawn(world, "ada", "half", [], declared_us=2 * HOUR_US)
+    stays = [spawn(world, "cy", "half", [], server=name) for name in ("one", "two")]
+    # Both GPUs are half full now, and one of them for as long as somebody likes.
+    finish(world, next(one for one in stays if world.view(one).device_uuid == "GPU-a"))
+    assert join(world, "bob", "whole").start_by_us is not None
+    lease = spawn(world, "zoe", "quarter", [])
+    assert world.view(lease).device_uuid == "GPU-b"
+    stop_all(world)
+    assert world.problems() == []
+    world.close()
+
+
 def test_a_limit_of_its_own_puts_nobody_in_the_way(world: World, town: Town) -> None:
     set_policy(world, "user", "bob", {"each": {"slices": 1}})
     spawn(world, "bob", "cpu", [], server="other")
