@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,10 @@ def words(found: BeautifulSoup | Tag | None) -> str:
 def send(
     service: ServiceThread, token: str, found: BeautifulSoup | Tag, button: str, **filled: str
 ) -> httpx.Response:
-    """Fill in the form that has this button, as a browser sends it, and press it."""
+    """Fill in the form that has this button, as a browser sends it, and press it.
+
+    Each time as from a tab of its own; the same form twice is in `test_page_forms`.
+    """
     pressed = next(one for one in found.find_all("button") if words(one) == button)
     form = pressed.find_parent("form")
     assert form is not None and form["method"] == "post"
@@ -90,7 +94,8 @@ def send(
         fields[name] = one.get_text() if one.name == "textarea" else str(one.get("value", ""))
         if one.name == "select":
             fields[name] = str(one.find("option")["value"])
-    assert filled.keys() <= fields.keys()
+    assert filled.keys() <= fields.keys() and len(fields["once"]) == 32
+    fields["once"] = secrets.token_hex(16)
     if pressed.get("name"):
         fields[str(pressed["name"])] = str(pressed["value"])
     path = str(form["action"]).removeprefix(service.config.prefix)

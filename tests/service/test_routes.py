@@ -44,7 +44,10 @@ EVERYTHING = [
 def call(
     service: ServiceThread, route: AnyRoute, token: str | None, lease_id: str = "0" * 32
 ) -> httpx.Response:
-    words = {"lease_id": lease_id, "request_id": "0" * 32, "name": "alice", "number": 1}
+    words = {
+        "lease_id": lease_id, "request_id": "0" * 32, "name": "alice", "number": 1,
+        "node_id": "node-1", "device": "GPU-a",
+    }  # fmt: skip
     query = {"user": "alice"} if route.name == "current" else {}
     body = BODIES.get(route.name, {}) if route.has_body else None
     return httpx.request(
