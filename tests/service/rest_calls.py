@@ -9,17 +9,12 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from fakenode import NODE
-from gpuslice import wire
-from gpuslice.broker.devices import set_state
 from gpuslice.ledger.tables import Base
 from gpuslice.service.routes import ROUTES, AnyRoute
 from gpuslice.units import HOUR_US
 from quotaworld import passes, spawn
+from rest_devices import device_of, quarantine, version_of
 from serviceledger import ServiceLedger
-
-#: Devices in quarantine, for who may clear one.
-DIRTY = {"clear_device": "MIG-c0", "admin_clear_device": "MIG-c1"}
 
 
 @dataclass(frozen=True)
@@ -54,22 +49,8 @@ def furnish(world: ServiceLedger) -> Things:
     world.ask(root, "POST", "api/admin/credits", credit)
     paid = world.ask(ada, "GET", "api/entries")["entries"]
     usage = next(entry["entry_id"] for entry in paid if entry["kind"] == "usage")
-    for device in DIRTY.values():
-        quarantine(world, device)
+    quarantine(world)
     return Things(lease_id, granted_id, waits["request_id"], usage, bobs)
-
-
-def quarantine(world: ServiceLedger, device: str) -> None:
-    state = wire.DeviceState.QUARANTINED
-    world.database.write(
-        lambda s: set_state(s, NODE, device, state, "a test", actor="root", now=world.now)
-    )
-
-
-def version_of(world: ServiceLedger, uuid: str) -> int:
-    """The version at which a device may be cleared now."""
-    found = world.do(world.live().devices())
-    return next(one.version for one in found if one.uuid == uuid)
 
 
 def path_of(route: AnyRoute, things: Things, *, name: str = "ada") -> str:
@@ -77,11 +58,11 @@ def path_of(route: AnyRoute, things: Things, *, name: str = "ada") -> str:
     lease_id = things.granted_id if route.name == "started" else things.lease_id
     words = {
         "lease_id": lease_id, "request_id": things.request_id, "name": quote(name, safe=""),
-        "number": "1", "node_id": NODE, "device": DIRTY.get(route.name, "GPU-a"),
+        "number": "1",
     }  # fmt: skip
     if route.path.startswith("api/admin/policies/groups"):
         words["name"] = "lab"
-    return route.path.format_map(words)
+    return route.path.format_map(words | device_of(route))
 
 
 def body_of(route: AnyRoute, world: ServiceLedger, things: Things) -> Any:
@@ -117,11 +98,8 @@ def body_of(route: AnyRoute, world: ServiceLedger, things: Things) -> Any:
         "give_credit": {"whose": "user", "name": "ada", "amount_u": 7, **why},
         "grant_more": {"money_u": 7, "until_us": world.now + HOUR_US, **why},
         "refund_lease": {"amount_u": 1, **why},
-        "clear_device": {"version": version_of(world, DIRTY["clear_device"]), **why},
-        "admin_clear_device": {
-            "version": str(version_of(world, DIRTY["admin_clear_device"])),
-            **why,
-        },
+        "clear_device": {"version": version_of(world, route), **why},
+        "admin_clear_device": {"version": str(version_of(world, route)), **why},
         "correct": {"entry_id": things.entry_id, "kind": "refund", "amount_u": 1, **why},
     }[route.name]
 

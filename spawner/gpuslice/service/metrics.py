@@ -40,7 +40,6 @@ REASONS = (
     "queue-limit",
     # nothing free, or nothing that could give it
     "gpu-full",
-    "others-wait",
     "host-cpu-full",
     "host-ram-full",
     "host-down",
