@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
+from rest_devices import device_of, quarantine, version_of
 
 from gpuslice.ledger.tables import Base
 from gpuslice.service.routes import ROUTES, AnyRoute
 from gpuslice.units import HOUR_US
 from quotaworld import passes, spawn
-from rest_devices import device_of, quarantine, version_of
 from serviceledger import ServiceLedger
 
 

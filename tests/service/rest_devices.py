@@ -31,6 +31,8 @@ def device_of(route: AnyRoute) -> dict[str, str]:
 
 
 def version_of(world: ServiceLedger, route: AnyRoute) -> int:
-    """The version at which that device may be cleared now."""
+    """The version at which that device may be cleared now; 0 for a route that clears none."""
+    if route.name not in _DIRTY:
+        return 0
     found = world.do(world.live().devices())
     return next(one.version for one in found if one.uuid == _DIRTY[route.name])
