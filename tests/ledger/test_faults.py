@@ -21,12 +21,13 @@ from tornado.testing import bind_unused_port
 
 from gpuslice.broker.moneyviews import SetPrice
 from gpuslice.errors import Refused
+from gpuslice.ledger import database as database_module
 from gpuslice.ledger.database import LedgerError
-from gpuslice.ledger.tables import Entry, IdempotencyKey, Segment
+from gpuslice.ledger.tables import Entry, IdempotencyKey, Meter, Segment
 from gpuslice.service.app import make_app
 from gpuslice.service.config import ServiceConfig
 from gpuslice.units import HOUR_US, MINUTE_US, SECOND_US
-from ledgerworld import World, sqlite_ledger
+from ledgerworld import CrashingDatabase, World, sqlite_ledger
 from quotaworld import finish, notices, passes, refused, set_policy, spawn
 
 RATE = 875_001
@@ -315,6 +316,95 @@ def test_row_20_a_ledger_that_cannot_be_written(tmp_path: Path, fault: str) -> N
             world.reconcile()
         except LedgerError as error:
             assert fault != "read-only" or "write permission" in str(error)
+    assert world.node.servers[lease_id].runs
+    release()
+    world.now += HOUR_US
+    world.reconcile()
+    assert world.view(lease_id).cost_u == RATE * (world.now - start) // HOUR_US
+    assert world.problems() == []
+    world.grant("bob", "quarter")
+    world.close()
+
+
+# On PostgreSQL it is not a file that fails but a server.
+
+
+def _held_lock(_world: World, url: str) -> Callable[[], None]:
+    other = sa.create_engine(url)
+    connection = other.connect()
+    connection.execute(sa.select(Meter).with_for_update())
+
+    def release() -> None:
+        connection.close()
+        other.dispose()
+
+    return release
+
+
+def _altered(world: World, url: str, *statements: str) -> None:
+    """What an administrator does to the server; it holds for connections from then on."""
+    other = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with other.connect() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+    other.dispose()
+    world.database.engine.dispose()
+
+
+def _no_writes(world: World, url: str) -> Callable[[], None]:
+    """As a server that has become a replica."""
+    name = sa.engine.make_url(url).database
+    set_to = f'ALTER DATABASE "{name}" SET default_transaction_read_only'
+    _altered(world, url, f"{set_to} = on")
+    off = "SET default_transaction_read_only = off"
+    return lambda: _altered(world, url, off, f"{set_to} = off")
+
+
+def _no_space(world: World, url: str) -> Callable[[], None]:
+    """Every new row is answered as by a server whose disk is full."""
+    _altered(
+        world, url,
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE EXCEPTION 'could not extend file: No space left on device' "
+        "USING ERRCODE = 'disk_full'; END $$",
+        *(f"CREATE TRIGGER full_disk BEFORE INSERT ON {table} EXECUTE FUNCTION full_disk()"
+          for table in _FILLED),
+    )  # fmt: skip
+    return lambda: _altered(
+        world, url, *(f"DROP TRIGGER full_disk ON {table}" for table in _FILLED)
+    )
+
+
+_FILLED = ("account", "lease", "segment", "entry")
+ON_A_SERVER: dict[str, tuple[Callable[[World, str], Callable[[], None]], str]] = {
+    "locked": (_held_lock, "find and end it"),
+    "disk full": (_no_space, "free some disk space"),
+    "read-only": (_no_writes, "takes no writes"),
+}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("fault", sorted(ON_A_SERVER))
+def test_row_20_a_server_that_cannot_write(
+    postgres_url: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As long as another one's lock is waited for.
+    monkeypatch.setattr(CrashingDatabase, "_last", None)
+    monkeypatch.setattr(database_module.Database.__init__, "__kwdefaults__",
+                        {"busy_timeout_s": 0.05})  # fmt: skip
+    world = World(postgres_url)
+    lease_id = spawn(world, "ada", "quarter", [])
+    start = world.now
+    begin, todo = ON_A_SERVER[fault]
+    release = begin(world, postgres_url)
+    no = refused(lambda: world.grant("eve", "cpu"))
+    assert (no.status, no.refusal.reason) == (503, "ledger-unavailable")
+    assert no.refusal.retry_after_s and "nothing is started" in str(no)
+    assert [*world.node.slices] == [lease_id]
+    with pytest.raises(LedgerError, match=todo):
+        # An hour, so that a segment is due.
+        world.now += HOUR_US
+        world.reconcile()
     assert world.node.servers[lease_id].runs
     release()
     world.now += HOUR_US

@@ -2,7 +2,8 @@
 
 SQLite: WAL, ``synchronous=FULL``, foreign keys, and ``BEGIN IMMEDIATE`` for writers, because the
 driver's deferred BEGIN upgrades in mid-transaction and fails at once when another writer is there.
-PostgreSQL: READ COMMITTED; the guarded updates of grant and settle do the rest.
+PostgreSQL: READ COMMITTED; the guarded updates of grant and settle do the rest. On both a lock that
+another process holds is waited for so long and no longer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 T = TypeVar("T")
@@ -26,6 +27,9 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 10.0
 READERS = 4
 RETRIES = 20
+#: What a driver raises when the database cannot be used, as apart from being used wrongly.
+#: PostgreSQL's for one that is read-only is an *internal* error.
+UNUSABLE = (OperationalError, InternalError)
 
 
 class LedgerError(Exception):
@@ -48,10 +52,23 @@ def make_engine(url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sa.Engin
             raise LedgerError("the ledger needs a file: sqlite:///PATH, not SQLite in memory")
         return _sqlite_engine(parsed, busy_timeout_s)
     if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_size=READERS + 2, pool_pre_ping=True
-        )
+        return _postgres_engine(parsed, busy_timeout_s)
     raise LedgerError(f"the ledger runs on sqlite or postgresql, not {parsed.get_backend_name()}")
+
+
+def _postgres_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
+    engine = sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), pool_size=READERS + 2, pool_pre_ping=True
+    )
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        # In a transaction of its own, so that it outlasts whatever is rolled back later.
+        connection.autocommit = True
+        connection.execute(f"SET lock_timeout = {int(busy_timeout_s * 1000)}")
+        connection.autocommit = False
+
+    return engine
 
 
 def _sqlite_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
@@ -108,7 +125,7 @@ class Database:
                     return work(session)
             except Conflict as conflict:
                 last: Exception = conflict
-            except OperationalError as error:
+            except UNUSABLE as error:
                 if not _is_deadlock(error):
                     raise unavailable(self.name, error) from error
                 last = error
@@ -134,7 +151,7 @@ class Database:
                         sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     )
                 return work(session)
-        except OperationalError as error:
+        except UNUSABLE as error:
             raise unavailable(self.name, error) from error
 
     async def awrite(self, work: Callable[[Session], T]) -> T:
@@ -164,15 +181,23 @@ def _is_race(error: DBAPIError) -> bool:
     )
 
 
+#: What to do, by what SQLite says or by PostgreSQL's code.
+_HINTS = {
+    "database is locked": "another process holds its lock; find and end it",
+    "55P03": "another process holds a lock on it; find and end it",
+    "attempt to write a readonly database": "give the service's user write permission",
+    "25006": "it takes no writes now; name the primary server, or let it take them again",
+    "unable to open database file": "create its folder and check the permissions",
+    "database or disk is full": "free some disk space",
+    "53100": "free some disk space",
+}
+
+
 def unavailable(name: str, error: DBAPIError) -> LedgerError:
     """What a driver's error means for a person: one sentence with what to do."""
     text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no answer"
-    hint = {
-        "database is locked": "another process holds its lock; find and end it",
-        "attempt to write a readonly database": "give the service's user write permission",
-        "unable to open database file": "create its folder and check the permissions",
-        "database or disk is full": "free some disk space",
-    }.get(text, "check that it runs and can be reached")
+    code = getattr(error.orig, "sqlstate", None)
+    hint = _HINTS.get(code or text, "check that it runs and can be reached")
     return LedgerError(f"the ledger {name} cannot be used: {text}; {hint}")
 
 

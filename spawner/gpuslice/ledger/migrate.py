@@ -10,9 +10,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy.exc import OperationalError
 
-from gpuslice.ledger.database import LedgerError, unavailable
+from gpuslice.ledger.database import UNUSABLE, LedgerError, unavailable
 
 #: Our own, so that a hub that shares the server never mistakes our head for its own.
 VERSION_TABLE = "gpuslice_version"
@@ -50,7 +49,7 @@ def current_revision(engine: sa.Engine) -> str | None:
     """
     try:
         return current(engine)
-    except OperationalError as error:
+    except UNUSABLE as error:
         raise unavailable(engine.url.render_as_string(hide_password=True), error) from error
 
 
@@ -68,10 +67,12 @@ def upgrade(engine: sa.Engine, revision: str = "head") -> None:
             return
         with engine.begin() as connection:
             if engine.dialect.name == "postgresql":
+                # However long the other one needs.
+                connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
             made.attributes["connection"] = connection
             command.upgrade(made, revision)
-    except OperationalError as error:
+    except UNUSABLE as error:
         raise unavailable(engine.url.render_as_string(hide_password=True), error) from error
     except CommandError as error:
         raise LedgerError(
