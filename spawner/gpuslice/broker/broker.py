@@ -241,7 +241,7 @@ class Broker:
     def _node_down(self, error: NodeUnavailable, source: str = "list") -> None:
         """Nothing is freed and nothing new is granted while the node does not answer."""
         self.errors.count("node")
-        node_id = self._inventory.node_id if self._inventory else self._settings.node.id
+        node_id = self._node_id()
         if (node_id, source) not in self._closed:
             log.error("event=node-unavailable node=%s message=%r", node_id, error.message)
         self._closed[node_id, source] = f"the node does not answer ({error.reason})"
@@ -252,6 +252,9 @@ class Broker:
 
     def _closed_nodes(self) -> dict[str, str]:
         return {node_id: why for (node_id, _source), why in sorted(self._closed.items())}
+
+    def _node_id(self) -> str:
+        return self._inventory.node_id if self._inventory else self._settings.node.id
 
     async def _sync_inventory(self, strict: bool = False) -> None:
         inventory = await self._node.inventory()
@@ -401,12 +404,16 @@ class Broker:
 
     def _rules(self) -> grant.GrantRules:
         fleet, timing = self._settings.fleet, self._settings.timing
+        closed = self._closed_nodes()
+        if self._draining is not None:
+            # Nothing is offered to those who wait, either: what is stopped stays free.
+            closed[self._node_id()] = f"no new servers: {self._draining}"
         return grant.GrantRules(
             catalogue=self._catalogue, reserve_bytes=fleet.reserve_memory,
             host_reserve_ram=fleet.host_reserve_ram,
             start_timeout_us=int(timing.start_timeout_s * 1e6),
             hold_horizon_us=self._billing.hold_horizon_us, timezone=self._settings.timezone,
-            currency=self._settings.currency, closed_nodes=self._closed_nodes(),
+            currency=self._settings.currency, closed_nodes=closed,
             reservation_lead_us=int(timing.reservation_lead_s * 1e6),
         )  # fmt: skip
 
@@ -556,11 +563,11 @@ class Broker:
             use=self._uses.get(lease.id),
         )
 
-    async def lease(self, lease_id: str) -> wire.LeaseView | None:
-        """One lease, live or over."""
+    async def lease(self, lease_id: str, user: str | None = None) -> wire.LeaseView | None:
+        """One lease, live or over; with ``user`` only that user's, and no work for another's."""
 
         def work(session: Session) -> wire.LeaseView | None:
-            lease = session.get(Lease, lease_id)
+            lease = _lease_of(session, lease_id, user)
             return None if lease is None else self._view(session, lease)
 
         return await self._serve(self._db.aread(work))
@@ -637,11 +644,11 @@ class Broker:
                 await self._quietly(self._stop_server(view.lease_id))
         return len(live)
 
-    async def bill(self, lease_id: str) -> wire.Bill | None:
-        """A lease with its segments and the entries that paid them."""
+    async def bill(self, lease_id: str, user: str | None = None) -> wire.Bill | None:
+        """A lease with its segments and the entries that paid them; ``user`` as for `lease`."""
 
         def work(session: Session) -> wire.Bill | None:
-            lease = session.get(Lease, lease_id)
+            lease = _lease_of(session, lease_id, user)
             if lease is None:
                 return None
             lines = admin.bill_lines(session, lease_id)
@@ -714,6 +721,12 @@ class Broker:
             *(one.name for one in self._catalogue.types),
             *(one.name for one in self._catalogue.not_offered),
         }
+
+
+def _lease_of(session: Session, lease_id: str, user: str | None) -> Lease | None:
+    """A lease, if it is this user's (None: whosever)."""
+    lease = session.get(Lease, lease_id)
+    return lease if lease is not None and user in (None, lease.user_name) else None
 
 
 def _prepare(

@@ -23,6 +23,7 @@ from gpuslice.broker.grant import (
     ask_of,
     bookings,
     grant,
+    longest,
     slice_type_of,
     without_nodes,
 )
@@ -294,6 +295,7 @@ def standing(
         return None
     places, barred = _ordered(session, rows, rules, now)
     ordered = [rows[place.request_id] for place in places]
+    stays_us = {place.request_id: place.longest_us for place in places}
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
     barred |= {one.id: _not_there(one) for one in known if one.user_name in queue.absent}
     ends, guesses = guessed_ends(session, now)
@@ -304,7 +306,8 @@ def standing(
     return Standing(
         requests=tuple(known),
         waiting=tuple(
-            _waiting(one, rules, queue, booked, now) for one in known if one.id not in barred
+            _waiting(one, stays_us[one.id], rules, queue, booked, now)
+            for one in known if one.id not in barred
         ),
         barred=barred, fleet=fleet_now(session, rules), ends=ends, guesses=guesses,
         placing=Rules(rules.reserve_bytes, ceilings(session)),
@@ -348,7 +351,7 @@ def _place_in_line(
 ) -> tuple[queueorder.Place, Refused | None]:
     """What its order depends on, and why its own limits would refuse it now, if they would."""
     wanted = rules.catalogue.get(row.slice_type)
-    group_id, priority, refused = None, 0, None
+    group_id, priority, longest_us, refused = None, 0, row.declared_us, None
     if wanted is not None:
         ask = ask_of(as_lease_request(row), wanted, rules)
         try:
@@ -360,19 +363,23 @@ def _place_in_line(
             priority = verdicts[0].effective.priority
             group = verdicts[0].chain.group
             group_id = group.account_id if group else None
-            if not any(verdict.ok for verdict in verdicts):
+            admitted = next((verdict for verdict in verdicts if verdict.ok), None)
+            if admitted is None:
                 refused = admission.refuse(verdicts[0], ask, now)
-    place = queueorder.Place(row.id, row.account_id, group_id, priority, row.created_us)
+            else:
+                longest_us = longest(admitted)
+    place = queueorder.Place(row.id, row.account_id, group_id, priority, row.created_us, longest_us)
     return place, refused
 
 
 def _waiting(
-    row: QueueRequest, rules: GrantRules, queue: QueueRules, booked: Bookings, now: int
-) -> Waiting:
+    row: QueueRequest, longest_us: int | None, rules: GrantRules, queue: QueueRules,
+    booked: Bookings, now: int,
+) -> Waiting:  # fmt: skip
     wanted = rules.catalogue.get(row.slice_type)
     assert wanted is not None
     return Waiting(
-        row.id, wanted, longest_us=row.declared_us,
+        row.id, wanted, longest_us=longest_us,
         impatient=now - row.created_us >= queue.patience_us,
         keeps=booked.keeps(json.loads(row.groups)),
     )  # fmt: skip

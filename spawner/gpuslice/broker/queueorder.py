@@ -23,13 +23,17 @@ FORGOTTEN_US = 10 * HALF_LIFE_US
 
 @dataclass(frozen=True)
 class Place:
-    """What the order of a request depends on. ``group_id`` None: charged to no group."""
+    """What the order of a request depends on. ``group_id`` None: charged to no group.
+
+    ``longest_us`` does not count for it: so long it runs at most, if that is certain.
+    """
 
     request_id: str
     account_id: int
     group_id: int | None
     priority: int
     created_us: int
+    longest_us: int | None = None
 
 
 def decayed(buckets: Iterable[tuple[int, int]], now: int) -> float:

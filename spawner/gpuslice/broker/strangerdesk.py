@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from sqlalchemy.orm import Session
@@ -13,6 +14,8 @@ from gpuslice.broker.grant import FULL_RETRY_S, GrantRules
 from gpuslice.broker.strangers import AdoptServer, Stranger
 from gpuslice.errors import Refused
 from gpuslice.nodeclient import NodeClient, NodeRefused, NodeUnavailable
+
+log = logging.getLogger(__name__)
 
 
 class StrangerDesk:
@@ -60,7 +63,7 @@ class StrangerDesk:
         """Commit its end, and ask the node for it; the comparisons repeat that until it is over.
 
         Raises:
-            Refused: it is none of these, or the node does not answer or refuses.
+            Refused: it is none of these, or the node does not answer.
         """
         report, node_id = await self._one(lease_id)
         await self._core.serve_write(
@@ -69,7 +72,9 @@ class StrangerDesk:
         try:
             await self._node.stop(lease_id, self._core.settings.timing.stop_grace_s)
         except (NodeUnavailable, NodeRefused) as error:
-            raise _unreachable(error) from error
+            # It is decided: a refusal would say that it may be asked for again, or is not to be.
+            self._core.errors.count("node")
+            log.warning("event=node-call-failed reason=%s message=%r", error.reason, error.message)
         return strangers.view(report, node_id, ending=True)
 
     async def _one(self, lease_id: str) -> tuple[wire.ServerReport, str]:
@@ -84,11 +89,7 @@ class StrangerDesk:
         try:
             return await self._node.listing()
         except NodeUnavailable as error:
-            raise _unreachable(error) from error
-
-
-def _unreachable(error: NodeUnavailable | NodeRefused) -> Refused:
-    return Refused(
-        "runtime-unavailable", f"The node cannot do that now: {error.message}.", status=503,
-        retry_after_s=FULL_RETRY_S,
-    )  # fmt: skip
+            raise Refused(
+                "runtime-unavailable", f"The node cannot do that now: {error.message}.",
+                status=503, retry_after_s=FULL_RETRY_S,
+            ) from error  # fmt: skip

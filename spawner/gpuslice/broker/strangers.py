@@ -7,6 +7,7 @@ paid for it is not in this ledger either.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
@@ -119,7 +120,9 @@ def adopt(
     account_id = accounts.find_or_open(session, accounts.HUB_USER, piece.user, now)
     _no_other(session, account_id, piece)
     chain = candidates(session, account_id, piece.user, body.groups, body.group)[0]
-    lease = _lease(session, report, piece, report.started_us, node_id, chain, wanted, rules, now)
+    lease = _lease(
+        session, report, piece, report.started_us, node_id, body.groups, chain, wanted, rules, now
+    )
     session.add(lease)
     session.flush()
     for depth, account in enumerate(chain.account_ids):
@@ -162,7 +165,7 @@ def _no_other(session: Session, account_id: int, piece: PrepareSlice) -> None:
 
 def _lease(
     session: Session, report: ServerReport, piece: PrepareSlice, started_us: int, node_id: str,
-    chain: Chain, wanted: SliceType, rules: GrantRules, now: int,
+    groups: Collection[str], chain: Chain, wanted: SliceType, rules: GrantRules, now: int,
 ) -> Lease:  # fmt: skip
     holding = effective(chain, wanted.name, rules.timezone)
     device = None
@@ -180,6 +183,7 @@ def _lease(
         boot_id=report.boot_id, started_us=started_us, covered_us=started_us,
         billed_us=started_us, gpu_milli=wanted.gpu_milli,
         group_id=chain.group.account_id if chain.group else None, session_us=holding.session_us,
+        groups=json.dumps(sorted(set(groups))),
     )  # fmt: skip
 
 
