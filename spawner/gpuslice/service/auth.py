@@ -133,6 +133,11 @@ class Caller:
             )
         return next(iter(self.servers))
 
+    @property
+    def looks_at(self) -> str | None:
+        """Whose leases are looked for when it asks for one by its id; None: everybody's."""
+        return None if self.reads_all else self.name
+
     def may_read(self, lease: LeaseView) -> bool:
         own = self.kind == "user" and lease.user == self.name
         return self.reads_all or (own and (self.reads_all_own or lease.server in self.servers))

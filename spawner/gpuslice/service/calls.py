@@ -116,14 +116,14 @@ async def lease(call: Call[models.Nothing, models.Nothing]) -> wire.LeaseView:
 
 
 async def bill(call: Call[models.Nothing, models.Nothing]) -> wire.Bill:
-    found = await call.broker.bill(call.lease_id)
+    found = await call.broker.bill(call.lease_id, call.caller.looks_at)
     if found is None or not call.caller.may_read(found.lease):
         raise no_such_lease()
     return found
 
 
 async def stop(call: Call[models.StopRequest, models.Nothing]) -> wire.LeaseView:
-    view = await call.broker.lease(call.lease_id)
+    view = await call.broker.lease(call.lease_id, call.caller.looks_at)
     if view is None or not call.caller.may_stop(view):
         if view is not None and call.caller.may_read(view):
             raise Refused("forbidden", "You may see this lease but not stop it.", status=403)
@@ -165,8 +165,8 @@ async def keep(call: Call[models.KeepRequest, models.Nothing]) -> wire.LeaseView
     else:
         if wanted is None:
             raise Refused("bad-request", "lease_id: say which lease to keep", status=400)
-        view = await call.broker.lease(wanted)
-        if view is None or view.user != user:
+        view = await call.broker.lease(wanted, user)
+        if view is None:
             raise no_such_lease()
     return await call.broker.keep(user, view.lease_id)
 
@@ -213,7 +213,7 @@ def _found(view: wire.LeaseView | None) -> wire.LeaseView:
 
 
 async def _readable(call: Call[Any, Any]) -> wire.LeaseView:
-    view = await call.broker.lease(call.lease_id)
+    view = await call.broker.lease(call.lease_id, call.caller.looks_at)
     if view is None or not call.caller.may_read(view):
         raise no_such_lease()
     return view

@@ -39,14 +39,37 @@ REASONS = (
     "session-limit",
     "queue-limit",
     # nothing free, or nothing that could give it
+    "reserved",
+    "others-wait",
     "gpu-full",
     "host-cpu-full",
     "host-ram-full",
     "host-down",
     "devices-sick",
+    "enforcement-too-low",
+    "memory-unknown",
+    "slice-too-large",
+    "no-such-device",
+    "slice-not-offered",
     "runtime-unavailable",
     "ledger-unavailable",
     "shutting-down",
+    "standby",
+    # what this server has, or waits for, already
+    "already-leased",
+    "previous-session-ending",
+    "attempt-over",
+    "already-waiting",
+    "offer-waits",
+    "offer-shorter",
+    "offer-charged",
+    # what was asked for
+    "unknown-slice",
+    "duration-missing",
+    "not-in-group",
+    "group-not-charged",
+    "unknown-user",
+    "attempt-reused",
 )
 OTHER_REASON = "other"
 #: Who pays for a slice's time: its user; the platform, for what it absorbs; nobody.

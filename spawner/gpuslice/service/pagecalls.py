@@ -55,7 +55,7 @@ async def change_from_page(call: Call[models.RequestForm, models.Nothing]) -> Re
 
 
 async def lease_page(call: Call[models.Nothing, models.Nothing]) -> Page:
-    bill = await call.broker.bill(call.lease_id)
+    bill = await call.broker.bill(call.lease_id, call.caller.looks_at)
     if bill is None or not call.caller.may_read(bill.lease):
         raise no_such_lease()
     own = call.caller.kind == "user" and bill.lease.user == call.caller.name
@@ -63,7 +63,7 @@ async def lease_page(call: Call[models.Nothing, models.Nothing]) -> Page:
 
 
 async def stop_from_page(call: Call[models.Nothing, models.Nothing]) -> Redirect:
-    view = await call.broker.lease(call.lease_id)
+    view = await call.broker.lease(call.lease_id, call.caller.looks_at)
     if view is None or call.caller.person() != view.user or not call.caller.may_stop(view):
         raise no_such_lease()
     order = wire.StopLease(reason="stopped by its user", actor=call.caller.label[:255])

@@ -245,8 +245,8 @@ class Broker(Protocol):
     async def settle(self, lease_id: str, wait_s: float) -> wire.LeaseView:
         """Reconcile one lease now; returns when it ended or after ``wait_s``. Raises Refused."""
 
-    async def lease(self, lease_id: str) -> wire.LeaseView | None:
-        """One lease, or None."""
+    async def lease(self, lease_id: str, user: str | None = None) -> wire.LeaseView | None:
+        """One lease, or None; with ``user`` another's is as if it were not there, in time too."""
 
     async def current(self, user: str, server: str) -> wire.LeaseView | None:
         """The live lease of a named server, or None."""
@@ -269,8 +269,9 @@ class Broker(Protocol):
     async def devices(self) -> list[wire.DeviceView]:
         """All devices and who holds them."""
 
-    async def bill(self, lease_id: str) -> wire.Bill | None:
-        """A lease with its closed segments and the entries that paid them, or None."""
+    async def bill(self, lease_id: str, user: str | None = None) -> wire.Bill | None:
+        """A lease with its closed segments and the entries that paid them, or None; ``user`` as
+        for `lease`."""
 
     async def limits(self) -> list[wire.LimitView]:
         """All limits on leases that hold now."""
