@@ -1,4 +1,4 @@
-"""Desks in memory for pages that only show: the queue, policies and money of `service_stub`.
+"""Desks in memory for pages that only show: those of `service_stub`.
 
 What they do is tested on the real broker; here they hold what a test puts into them.
 """
@@ -10,6 +10,9 @@ from typing import Any
 
 from gpuslice import wire
 from gpuslice.broker.moneyviews import Day, EntryView, PricePreview, PriceView, SetPrice, Usage
+from gpuslice.broker.peopleviews import AccountKind, AccountPage, AccountState
+from gpuslice.broker.reservationviews import ReservationView
+from gpuslice.broker.strangers import Stranger
 from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.quotas.views import PolicyKind, PolicyView
 from gpuslice.units import HOUR_US, now_us
@@ -104,3 +107,29 @@ class StubMoney:
             name=name, currency="EUR", spent_u=2_000_000, gpu_us=3 * HOUR_US, held_u=0, active=0,
             credit_u=0, days=[Day(from_us=0, spent_u=500_000, gpu_us=HOUR_US)],
         )  # fmt: skip
+
+
+class StubPeople:
+    """No account at all."""
+
+    async def all(
+        self, kind: AccountKind | None, state: AccountState, find: str | None,
+        after: int, limit: int,
+    ) -> AccountPage:  # fmt: skip
+        return AccountPage(accounts=[], next=None)
+
+
+class StubReservations:
+    """Nothing is reserved."""
+
+    async def all(
+        self, *, over: bool, limit: int, before: int | None
+    ) -> tuple[list[ReservationView], int | None]:
+        return [], None
+
+
+class StubStrangers:
+    """Every server has its lease."""
+
+    async def all(self) -> list[Stranger]:
+        return []

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from rest_devices import device_of, quarantine, version_of
 
+from gpuslice import wire
 from gpuslice.ledger.tables import Base
 from gpuslice.service.routes import ROUTES, AnyRoute
 from gpuslice.units import HOUR_US
@@ -27,18 +28,33 @@ class Things:
     request_id: str
     entry_id: int
     bobs_lease_id: str
+    #: Of servers without a lease, which `add_strangers` puts up: one to adopt, one to end.
+    stranger_ids: tuple[str, str] = ("5" * 32, "6" * 32)
+
+
+#: What two reservations say; they begin long after what the tests do.
+RESERVED = {
+    "slice": "quarter", "count": 2, "title": "a course", "timezone": "Europe/Berlin",
+    "first_day": "2027-03-01", "last_day": "2027-07-31", "weekdays": ["tue"],
+    "from_time": "10:00", "til_time": "12:00", "reason": "a test",
+}  # fmt: skip
 
 
 def furnish(world: ServiceLedger) -> Things:
-    """Two users with leases and bills, a place in the queue, credit, policies."""
+    """Two users with leases and bills, a place in the queue, credit, policies, reservations."""
     root = world.config.operator_token
     base = "api/admin/policies"
     for path, document in (
         ("users/ada", {"each": {"slices": 5}}),
         ("groups/lab", {"each": {"priority": 3}, "total": {"slices": 9}}),
+        # Two who have never started anything: one to be renamed, one to be closed.
+        ("users/gus", {"each": {"slices": 1}}),
+        ("users/hal", {"each": {"slices": 1}}),
     ):
         body = {"document": document, "version": None, "reason": "a test"}
         world.ask(root, "PUT", f"{base}/{path}", body)
+    for _ in range(2):
+        world.ask(root, "POST", "api/admin/reservations", RESERVED | {"group": "lab"})
     lease_id = spawn(world, "ada", "quarter", ["lab"], "one")
     bobs = spawn(world, "bob", "cpu", [])
     passes(world, 3 * HOUR_US, step_us=HOUR_US)
@@ -53,14 +69,30 @@ def furnish(world: ServiceLedger) -> Things:
     return Things(lease_id, granted_id, waits["request_id"], usage, bobs)
 
 
+def add_strangers(world: ServiceLedger, things: Things) -> None:
+    """Servers that run without a lease, as after a restore. From the next comparison on nothing
+    is granted beside them."""
+    for user, lease_id in zip(("ivy", "jon"), things.stranger_ids, strict=True):
+        world.node.slices[lease_id] = wire.PrepareSlice(
+            lease_id=lease_id, user=user, server="", slice_type="cpu", kind=wire.SliceKind.CPU,
+            device_uuid=None, memory_bytes=None, share_milli=None,
+            enforcement=wire.Enforcement.EXCLUSIVE, cpu_milli=1000, ram_bytes=1 << 30,
+        )  # fmt: skip
+        world.node.run(world.node.create(lease_id), world.now)
+
+
 def path_of(route: AnyRoute, things: Things, *, name: str = "ada") -> str:
     """The route's path with what is there in its braces."""
-    lease_id = things.granted_id if route.name == "started" else things.lease_id
+    to_adopt, to_end = things.stranger_ids
+    lease_id = {
+        "started": things.granted_id, "adopt_server": to_adopt, "end_server": to_end,
+    }.get(route.name, things.lease_id)  # fmt: skip
+    name = {"rename_user": "gus", "close_user": "hal"}.get(route.name, name)
     words = {
         "lease_id": lease_id, "request_id": things.request_id, "name": quote(name, safe=""),
-        "number": "1",
+        "number": "2" if route.name == "cancel_reservation" else "1",
     }  # fmt: skip
-    if route.path.startswith("api/admin/policies/groups"):
+    if "/groups/" in route.path:
         words["name"] = "lab"
     return route.path.format_map(words | device_of(route))
 
@@ -101,7 +133,29 @@ def body_of(route: AnyRoute, world: ServiceLedger, things: Things) -> Any:
         "clear_device": {"version": version_of(world, route), **why},
         "admin_clear_device": {"version": str(version_of(world, route)), **why},
         "correct": {"entry_id": things.entry_id, "kind": "refund", "amount_u": 1, **why},
-    }[route.name]
+        "close_missing_users": {"count": 1, **why},
+        "rename_user": {"to": "august", "version": 1, **why},
+        "close_user": {"version": 1, **why},
+        "set_parent_of_group": {"parent": "faculty", "version": 1, **why},
+        "import_people": {
+            "rows": [{"user": "kim", "each": {"slices": 2}, "credit_u": 7}],
+            "credit_name": "winter", **why,
+        },
+        "add_reservation": RESERVED | {"group": "lab"},
+        "change_reservation": RESERVED | {"count": 3, "version": 1},
+        "cancel_reservation": {"version": 1, **why},
+        "adopt_server": why,
+        "end_server": why,
+        # The forms of pages, as a browser sends them.
+        "change_from_page": {"auto_start": "yes", "version": "1"},
+        "admin_set_policy": {
+            "kind": "user", "name": "leo", "document": '{"each": {"slices": 4}}', **why,
+        },
+        "admin_remove_request": why,
+        "admin_set_price": {"slice": "half", "price_list": "default", "rate": "0.5", **why},
+        "admin_refund": {"amount": "0.000002", **why},
+        "admin_credit": {"amount": "1", **why},
+    }[route.name]  # fmt: skip
 
 
 def query_of(route: AnyRoute) -> dict[str, str]:

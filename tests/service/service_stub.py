@@ -7,7 +7,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from desk_stub import StubMoney, StubPolicies, StubQueue
+from desk_stub import (
+    StubMoney,
+    StubPeople,
+    StubPolicies,
+    StubQueue,
+    StubReservations,
+    StubStrangers,
+)
 
 from gpuslice import wire
 from gpuslice.broker.stats import Counts, Snapshot, Waits
@@ -128,6 +135,8 @@ class StubBroker:
         self.health_details: dict[str, object] = {}
         self.leases_limit: int | None = 1
         self.queue, self.policies, self.money = StubQueue(), StubPolicies(), StubMoney()
+        self.people, self.reservations = StubPeople(), StubReservations()
+        self.strangers = StubStrangers()
         self.terms: list[wire.SliceTerms] = []
         self.limits_left: list[str] = []
         #: Those of the last caller of `me`.
@@ -191,8 +200,9 @@ class StubBroker:
         self.calls.append(("settle", lease_id, wait_s))
         return self._known(lease_id)
 
-    async def lease(self, lease_id: str) -> wire.LeaseView | None:
-        return self.views.get(lease_id)
+    async def lease(self, lease_id: str, user: str | None = None) -> wire.LeaseView | None:
+        view = self.views.get(lease_id)
+        return view if view is not None and user in (None, view.user) else None
 
     async def current(self, user: str, server: str) -> wire.LeaseView | None:
         for view in self.views.values():
@@ -239,8 +249,8 @@ class StubBroker:
     async def devices(self) -> list[wire.DeviceView]:
         return self.device_views
 
-    async def bill(self, lease_id: str) -> wire.Bill | None:
-        view = self.views.get(lease_id)
+    async def bill(self, lease_id: str, user: str | None = None) -> wire.Bill | None:
+        view = await self.lease(lease_id, user)
         return view and wire.Bill(lease=view, lines=self.bills.get(lease_id, []))
 
     async def limits(self) -> list[wire.LimitView]:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
-from rest_calls import furnish
+from rest_calls import RESERVED, furnish
 
+import gpuslice.broker
+import gpuslice.quotas
+from gpuslice.broker.broker import Broker
+from gpuslice.broker.stats import SOURCES
 from gpuslice.ledger.tables import Entry, Lease, QueueRequest, Segment, SliceTotal
+from gpuslice.quotas import admission
+from gpuslice.service.metrics import NO_ROUTE, OTHER_REASON, REASONS
+from gpuslice.service.routes import ROUTES
 from gpuslice.units import HOUR_US, MICRO, MINUTE_US, SECOND_US
 from ledgerworld import SLICES
 from quotaworld import finish, passes, set_policy, spawn
@@ -52,9 +63,41 @@ def test_every_label_value_is_there_before_anything_happens(ledger: ServiceLedge
         assert {*found[metric]} == labels, metric
         assert {*found[metric].values()} == {0.0}, metric
     refusals = found["gpuslice_refusal_answer_total"]
-    assert {("leases-limit",), ("budget-limit",), ("gpu-full",), ("other",)} <= {*refusals}
-    assert {("node",), ("ledger",)} <= {*found["gpuslice_error_raise_total"]}
+    assert {*refusals} == {(reason,) for reason in (*REASONS, OTHER_REASON)}
+    assert {*found["gpuslice_error_raise_total"]} == {(source,) for source in SOURCES}
+    routes = {route.name for route in ROUTES} | {NO_ROUTE}
+    codes = ("2xx", "3xx", "4xx", "5xx")
+    assert {*found["gpuslice_request_answer_total"]} == {
+        (code, route) for code in codes for route in routes
+    }
+    assert {*found["gpuslice_request_duration_seconds_count"]} == {(route,) for route in routes}
     assert "gpuslice_node_reconcile_age_seconds" in found
+
+
+#: Of `gpuslice.broker`: what is about accounts, policies, money, or a lease that there is.
+OTHER_DESKS = {
+    "admin", "broker", "devicedesk", "devices", "lifecycle", "moneydesk", "people", "peopledesk",
+    "peopleimport", "policydesk", "reservationdesk", "strangerdesk", "strangers", "views",
+}  # fmt: skip
+
+
+def refusals_in(text: str) -> set[str]:
+    return {*re.findall(r'Refused\(\s*"([a-z-]+)"', text)}
+
+
+def test_every_reason_for_which_a_start_or_a_place_is_refused_has_its_label() -> None:
+    """Read from the code that refuses: a new reason without a label is found here."""
+    placing = import_module("gpuslice.placement.place")
+    said = {*admission._REASONS.values(), *placing._REASONS}
+    for package in (gpuslice.broker, gpuslice.quotas):
+        for file in Path(package.__path__[0]).glob("*.py"):
+            if package is gpuslice.quotas or file.stem not in OTHER_DESKS:
+                said |= refusals_in(file.read_text())
+    said |= refusals_in(inspect.getsource(Broker.grant) + inspect.getsource(Broker._take_back))
+    # About a request or a policy that is known already, and not about getting a place or a slice.
+    said -= {"no-such-request", "already-over", "stale-version", "total-of-a-user"}
+    assert "reserved" in said and "runtime-unavailable" in said
+    assert said <= {*REASONS}
 
 
 def test_time_and_money_are_the_sums_of_the_ledger(ledger: ServiceLedger) -> None:
@@ -149,6 +192,15 @@ def test_the_line_and_who_has_waited_longest(ledger: ServiceLedger) -> None:
     assert "zebedee" not in str(found)
 
 
+def reserve_all(world: ServiceLedger) -> None:
+    """Every quarter that there is, for the lab, at any time."""
+    body = RESERVED | {
+        "group": "lab", "count": 8, "first_day": "2026-01-01", "weekdays": [],
+        "from_time": "00:00", "til_time": "00:00",
+    }  # fmt: skip
+    world.ask(world.config.operator_token, "POST", "api/admin/reservations", body)
+
+
 def test_refusals_count_by_reason(ledger: ServiceLedger) -> None:
     set_policy(ledger, "user", "ada", {"each": {"slices": 1, "slice_types": ["cpu"]}})
     broker = ledger.config.broker_token
@@ -160,10 +212,14 @@ def test_refusals_count_by_reason(ledger: ServiceLedger) -> None:
         ).status_code
 
     assert [ask("cpu", "a"), ask("cpu", "b"), ask("whole", "c")] == [201, 409, 403]
+    reserve_all(ledger)
+    body = {"attempt": "d" * 32, "user": "bob", "slice": "quarter"}
+    assert ledger.call(broker, "POST", "api/broker/leases", body).status_code == 503
     ledger.call(broker, "GET", "api/broker/leases/" + "0" * 32)
     found = scrape(ledger)["gpuslice_refusal_answer_total"]
     assert found["leases-limit",] == 1
     assert found["slice-not-allowed",] == 1
+    assert found["reserved",] == 1
     assert found["other",] == 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rest_calls import furnish
+from rest_calls import RESERVED, furnish
 
 from gpuslice.units import HOUR_US, SECOND_US
 from quotaworld import passes, spawn, stop_all
@@ -74,6 +74,11 @@ def add_bill(world: ServiceLedger) -> None:
     passes(world, HOUR_US, step_us=HOUR_US)
 
 
+def add_reservation(world: ServiceLedger) -> None:
+    body = RESERVED | {"group": "lab"}
+    world.ask(world.config.operator_token, "POST", "api/admin/reservations", body)
+
+
 #: Path, rows, cursor, what makes one row the same row, whether it is ada's own, what adds rows.
 LISTS: dict[str, tuple[str, str, str, str, bool, Callable[[ServiceLedger], None]]] = {
     "credits": ("api/admin/credits", "credits", "before", "credit_id", False, add_credit),
@@ -86,6 +91,11 @@ LISTS: dict[str, tuple[str, str, str, str, bool, Callable[[ServiceLedger], None]
     "own requests": ("api/queue", "requests", "before", "request_id", True, add_request),
     "own leases": ("api/leases", "leases", "before", "lease_id", True, add_lease),
     "all leases": ("api/admin/leases", "leases", "before", "lease_id", False, add_lease),
+    "accounts": ("api/admin/accounts", "accounts", "after", "account_id", False, add_policy),
+    "reservations": (
+        "api/admin/reservations", "reservations", "before", "reservation_id", False,
+        add_reservation,
+    ),
     "audit": ("api/admin/audit", "rows", "before", "id", False, add_credit),
 }  # fmt: skip
 
@@ -129,9 +139,11 @@ def test_every_list_of_the_document_says_when_there_is_more(ledger: ServiceLedge
         "devices": "the devices",
         "limits": "one for each policy, all of them",
         "prices": "changes by administrators, all of them",
+        "all_prices": "the same",
         "whole_queue": "all who wait now; their order changes, so no cursor could be honest",
         "notices": "those after `since`, oldest first: ask again after the last until none come",
         "refund_lease": "what this refund wrote",
+        "unaccounted": "the servers of the node that have no lease",
         "export_entries": "all of a span, streamed",
         "export_my_entries": "all of a span, streamed",
     }

@@ -147,6 +147,21 @@ def test_token_and_bearer_are_both_understood(lonely: ServiceThread, scheme: str
     assert answer.status_code == 200
 
 
+READS_ALL = (
+    "list_accounts", "reservations", "unaccounted", "whole_queue", "all_prices", "all_leases",
+    "devices", "limits", "audit", "entries",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READS_ALL)
+def test_who_may_read_all_is_answered(lonely: ServiceThread, name: str) -> None:
+    """Over the stub: it has every desk that a route may ask."""
+    lonely.remember("e" * 32, [ACCESS, "custom:gpuslice:read-all"], "ta")
+    route = next(route for route in ROUTES if route.name == name)
+    answer = call(lonely, route, "e" * 32)
+    assert answer.status_code == 200, answer.text
+
+
 # --- the life of a lease through the spawner's and the node's routes ------------------------
 
 
