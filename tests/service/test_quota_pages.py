@@ -218,7 +218,7 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
     service: ServiceThread, world: World
 ) -> None:
     empty = page(service, ADMIN, "admin/policy?kind=group&name=students")
-    assert "There is no policy of Group students now" in words(empty)
+    assert "There is no such policy now" in words(empty)
     wanted = """{"each": {"slices": 1, "slice_types": ["quarter"],
                 "gpu_hours": [{"at_most": "20", "per": "week"}]},
                 "total": {"money": [{"at_most": "50", "per": "month"}]}}"""
