@@ -227,7 +227,7 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
 
     shown = page(service, ADMIN, "admin/policy?kind=group&name=students")
     said = words(shown)
-    for line in ("each: slices 1", "each: slice types quarter", "each: gpu hours 20 per week",
+    for line in ("each: slices 1", "each: slice types quarter", "each: GPU hours 20 per week",
                  "in total: money 50 per month"):  # fmt: skip
         assert line in said
     assert words(page(service, ADMIN, "admin/policies")).count("the course") == 1
