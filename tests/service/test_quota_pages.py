@@ -248,6 +248,9 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
     assert [(one.actor, one.action, one.reason) for one in acts[:2]] == [
         ("root1", "policy.remove", "term over"), ("root1", "policy.set", "the course"),
     ]  # fmt: skip
+    record = words(page(service, ADMIN, "admin/audit").find("table"))
+    assert "nothing → each: " in record and "in total: money 50 per month → nothing" in record
+    assert "each: GPU hours 20 per week; " in record
 
 
 def test_who_may_only_read_sees_the_words_and_no_form(service: ServiceThread, world: World) -> None:
