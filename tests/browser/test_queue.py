@@ -36,23 +36,31 @@ def test_who_finds_nothing_free_waits_and_has_the_next_turn(
     assert "You are number 1 of 1 in line." in line.inner_text()
     second.picture("my-gpu-in-line")
 
+    admin = person("admin")
+    admin.open("admin/queue")
+    row = admin.page.get_by_role("row").filter(has_text="second")
+    assert "whole" in row.inner_text()
+    admin.picture("admin-queue")
+
     # The page follows by itself when the first one stops.
     platform.stop_server("first")
     platform.wait_over(first["lease_id"])
     second.sees("The slice is reserved for you until")
+    second.page.get_by_role("region", name="Your turn: H100, whole").wait_for()
     second.picture("my-gpu-turn")
 
     # The spawn page has chosen it already.
     second.page.goto("/hub/spawn")
     second.sees("It is your turn: H100, whole is reserved for you until")
     assert second.card("H100, whole").get_by_role("radio").is_checked()
+    assert "one is set aside for you" in second.card("H100, whole").inner_text()
     second.picture("spawn-turn")
     second.page.get_by_role("button", name="Start").click()
     second.wait_for_lab()
     lease = until("the second one has it", lambda: platform.lease("second"))
     assert (lease["slice"], lease["state"]) == ("whole", "running")
     second.open()
-    until("nobody waits", lambda: second.page.get_by_text("In line for").count() == 0)
+    until("nobody waits", lambda: second.page.get_by_text("Your turn:").count() == 0)
 
 
 def test_an_administrator_reads_and_changes_what_holds(
@@ -67,7 +75,7 @@ def test_an_administrator_reads_and_changes_what_holds(
     admin.page.get_by_label("Why?").fill("the winter term")
     admin.picture("policy-editor")
     admin.page.get_by_role("button", name="Save from now on").click()
-    admin.sees("each: gpu hours 20 per week")
+    admin.sees("each: GPU hours 20 per week")
     admin.open("admin/policies")
     admin.sees("the winter term")
     admin.picture("policies")

@@ -73,7 +73,8 @@ def test_an_administrator_stops_a_lease_and_changes_a_limit(
     # Both are on record.
     admin.open("admin/audit")
     rows = admin.page.get_by_role("table").get_by_role("row").all_inner_texts()
-    assert any("Exam week: 1" in t and "set a limit" in t and "3 → 1" in t for t in rows)
+    limit = "each: slices 3 → each: slices 1"
+    assert any("Exam week: 1" in t and "set a policy" in t and limit in t for t in rows)
     assert any("Maintenance at <noon>" in t and "stopped a lease" in t for t in rows)
     admin.picture("audit")
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -268,6 +269,61 @@ def test_a_hub_that_is_killed_finds_its_servers_again(world: Deployment) -> None
     until("the server is there again", lambda: (world.server(ada.user) or {}).get("ready"))
     assert world.notebook(ada, "api/status").ok
     assert world.container_of(ada.user).id == container.id
+    world.end_all(ada)
+    assert world.verify() == "The ledger is in order.\n"
+
+
+def test_a_service_that_is_killed_goes_on_at_once(world: Deployment) -> None:
+    """In its next life it has another table of processes, and its last beat is fresh."""
+    ada = world.login(world.new_user("ada"))
+    container = world.spawn(ada, "quarter")
+    before = world.lease(lease_of(container))
+    service = world.container("service")
+    service.kill()
+    until("the service has ended", lambda: world.container("service").status == "exited")
+    service.start()
+    world.wait_healthy("service")
+    after = world.lease(lease_of(container))
+    assert (after["state"], after["started_us"]) == ("running", before["started_us"])
+    assert after["cost_u"] >= before["cost_u"]
+    # It never stood by for a beat to go stale.
+    log = service.logs().decode(errors="replace")
+    assert log.count('"listening"') == 2 and '"standby"' not in log
+    world.end_all(ada)
+    assert world.verify() == "The ledger is in order.\n"
+
+
+def test_a_backup_is_made_and_put_back(world: Deployment, tmp_path: Path) -> None:
+    """As docs/administrators/backup.md says, while a server runs."""
+    ada = world.login(world.new_user("ada"))
+    container = world.spawn(ada, "quarter")
+    before = world.lease(lease_of(container))
+    os.chown(tmp_path, 10001, 10001)
+
+    def run(*command: str) -> str:
+        return world.compose(
+            "run", "--rm", "--no-deps", "-v", f"{tmp_path}:/backup", "service", "gpuslice",
+            *command, "--state", "/var/lib/gpuslice", "--config", "/etc/gpuslice/gpuslice.toml",
+        )  # fmt: skip
+
+    assert "lease" in run("backup", "/backup/ledger")
+    assert {path.name for path in tmp_path.iterdir()} == {"ledger", "ledger.manifest.json"}
+    world.compose("stop", "service")
+    said = run(
+        "restore", "/backup/ledger", "--replace", "--reason", "a test",
+        "--node-socket", "/run/gpuslice/control/control.sock",
+    )  # fmt: skip
+    assert "The ledger is as of" in said
+    world.compose("start", "service")
+    world.wait_healthy("service")
+    after = world.lease(lease_of(container))
+    assert (after["state"], after["started_us"]) == ("running", before["started_us"])
+    # An administrator's command, in the service's container.
+    listed = world.run_in(
+        "service", "gpuslice", "unaccounted", "list", "--state", "/var/lib/gpuslice",
+        "--config", "/etc/gpuslice/gpuslice.toml",
+    )  # fmt: skip
+    assert listed == "Everything that runs has a lease.\n"
     world.end_all(ada)
     assert world.verify() == "The ledger is in order.\n"
 

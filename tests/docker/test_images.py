@@ -144,6 +144,16 @@ def test_the_hub_image_runs_hub_proxy_and_service(world: Images) -> None:
     assert "--config" in " ".join(usage)
 
 
+@pytest.mark.parametrize("tool", ["pg_dump", "pg_restore"])
+def test_the_service_saves_the_ledger_with_the_tools_of_its_server(
+    world: Images, tool: str
+) -> None:
+    ours = world.say("hub", [tool, "--version"])
+    theirs = world.say("postgres", ["--version"], entrypoint=[f"/usr/lib/postgresql/15/bin/{tool}"])
+    assert (ours.code, ours.text) == (0, theirs.text)
+    assert ours.text.startswith(f"{tool} (PostgreSQL) 15.")
+
+
 @pytest.mark.parametrize("image", ["hub", "node", "notebook"])
 def test_its_packages_fit_together(world: Images, image: str) -> None:
     said = world.say(image, ["pip", "--no-cache-dir", "check"])

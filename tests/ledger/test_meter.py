@@ -4,15 +4,18 @@ nothing any more."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.broker import meter
+from gpuslice.broker.hostlock import HostLock
 from gpuslice.ledger import migrate
 from gpuslice.ledger.database import Database, LedgerError
 from gpuslice.ledger.tables import Audit, Meter
@@ -99,6 +102,95 @@ def test_the_same_pid_in_another_container_is_another_process(postgres_url: str)
     for pid in (os.getpid(), 2**22 + 1):
         change(database, boot_id=ELSEWHERE, pid=pid, beat_us=now_us())
         assert lives(database)
+    database.close()
+
+
+#: Becomes the meter with the lock of a folder, says so, and lives on.
+_HOLDER = """
+import sys
+from pathlib import Path
+from gpuslice.broker import meter
+from gpuslice.broker.hostlock import HostLock
+from gpuslice.ledger.database import Database
+from gpuslice.units import now_us
+lock = HostLock(Path(sys.argv[2]))
+Database(sys.argv[1]).write(lambda s: meter.acquire(s, now=now_us(), lock=lock))
+print("metering", flush=True)
+input()
+"""
+
+
+def take_over(database: Database, folder: Path) -> HostLock:
+    """Become the meter with the lock of a folder."""
+    lock = HostLock(folder)
+    database.write(lambda s: meter.acquire(s, now=now_us(), lock=lock))
+    return lock
+
+
+@pytest.fixture
+def contained(postgres_url: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A service that meters the ledger in another container of this machine, with our folder."""
+    database = Database(postgres_url)
+    migrate.upgrade(database.engine)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, postgres_url, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"metering\n"
+    row = database.read(lambda s: s.scalars(sa.select(Meter.boot_id)).one())
+    change(database, boot_id=f"{ELSEWHERE}/{row.rpartition('/')[2]}", pid=2**22 + 1)
+    database.close()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.postgres
+def test_a_service_in_a_container_that_is_gone_is_replaced_at_once(
+    postgres_url: str, tmp_path: Path, contained: subprocess.Popen[bytes]
+) -> None:
+    """Its beat is fresh and its process in no table that we see: the lock alone tells."""
+    database = Database(postgres_url)
+    contained.send_signal(signal.SIGSTOP)
+    with pytest.raises(meter.MeterLives):
+        take_over(database, tmp_path)
+    contained.kill()
+    contained.wait()
+    other = tmp_path / "another"
+    other.mkdir()
+    # Another folder's lock proves nothing, nor does the same one after another boot.
+    with pytest.raises(meter.MeterLives):
+        take_over(database, other)
+    place = database.read(lambda s: s.scalars(sa.select(Meter.boot_id)).one())
+    change(database, boot_id=place.replace(boot_id(), "another-boot"))
+    with pytest.raises(meter.MeterLives):
+        take_over(database, tmp_path)
+    change(database, boot_id=place)
+    # What was refused keeps nobody else from it.
+    lock = take_over(database, tmp_path)
+    assert HostLock(tmp_path).take() is None
+    lock.release()
+    assert HostLock(tmp_path).take() is not None
+    database.close()
+
+
+@pytest.mark.postgres
+def test_a_service_whose_lock_another_one_has_is_not_taken_for_dead(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """Who works without the lock says so: whoever gets it later learns nothing from that."""
+    database = Database(postgres_url)
+    migrate.upgrade(database.engine)
+    holder = HostLock(tmp_path)
+    assert holder.take()
+    take_over(database, tmp_path)
+    holder.release()
+    place = database.read(lambda s: s.scalars(sa.select(Meter.boot_id)).one())
+    change(database, boot_id=place.replace(str(Path("/proc/self/ns/pid").readlink()), "pid:[1]"))
+    with pytest.raises(meter.MeterLives):
+        take_over(database, tmp_path)
+    assert HostLock(tmp_path / "missing").take() is None
     database.close()
 
 

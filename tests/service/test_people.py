@@ -91,7 +91,7 @@ def test_a_list_from_nothing_to_users_with_limits(platform: Platform) -> None:
     hub_token = ("--hub-token-file", platform.hub_token)
     dry = platform.import_(LIST, *WINTER, "--dry-run")
     assert dry.splitlines() == [
-        "+ ada: slices 1, gpu hours 20 per week, slice types quarter, cpu",
+        "+ ada: slices 1, GPU hours 20 per week, slice types quarter, cpu",
         "+ ada: credit 10.00 EUR (winter-2026)",
         "+ bob: slices 2",
         "the hub has no user ada (for course)",

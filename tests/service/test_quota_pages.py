@@ -223,7 +223,7 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
     service: ServiceThread, world: World
 ) -> None:
     empty = page(service, ADMIN, "admin/policy?kind=group&name=students")
-    assert "There is no policy of Group students now" in words(empty)
+    assert "There is no such policy now" in words(empty)
     wanted = """{"each": {"slices": 1, "slice_types": ["quarter"],
                 "gpu_hours": [{"at_most": "20", "per": "week"}]},
                 "total": {"money": [{"at_most": "50", "per": "month"}]}}"""
@@ -232,7 +232,7 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
 
     shown = page(service, ADMIN, "admin/policy?kind=group&name=students")
     said = words(shown)
-    for line in ("each: slices 1", "each: slice types quarter", "each: gpu hours 20 per week",
+    for line in ("each: slices 1", "each: slice types quarter", "each: GPU hours 20 per week",
                  "in total: money 50 per month"):  # fmt: skip
         assert line in said
     assert words(page(service, ADMIN, "admin/policies")).count("the course") == 1
@@ -253,6 +253,9 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
     assert [(one.actor, one.action, one.reason) for one in acts[:2]] == [
         ("root1", "policy.remove", "term over"), ("root1", "policy.set", "the course"),
     ]  # fmt: skip
+    record = words(page(service, ADMIN, "admin/audit").find("table"))
+    assert "nothing → each: " in record and "in total: money 50 per month → nothing" in record
+    assert "each: GPU hours 20 per week; " in record
 
 
 def test_who_may_only_read_sees_the_words_and_no_form(service: ServiceThread, world: World) -> None:

@@ -135,6 +135,23 @@ def test_a_standby_says_so_and_takes_over_from_the_dead(pair: Pair) -> None:
     assert happened.index("standby") < happened.index("taking-over")
 
 
+def test_a_service_that_is_started_again_in_its_container_goes_on_at_once(pair: Pair) -> None:
+    """After a SIGKILL: nobody it could ask sees the process before it, and the beat is fresh."""
+    pair.other.send_signal(signal.SIGTERM)
+    assert pair.other.wait(60) == 0
+    table = str(Path("/proc/self/ns/pid").readlink())
+    with pair.database.engine.begin() as connection:
+        connection.execute(
+            sa.update(Meter).values(boot_id=sa.func.replace(Meter.boot_id, table, "pid:[1]"))
+        )
+    pair.first.send_signal(signal.SIGKILL)
+    pair.first.wait()
+    pair.start_at(pair.port, "again")
+    wait_until(lambda: pair.status(pair.port) in ("ok", "degraded"), pair.log("again"))
+    lines = [json.loads(line) for line in pair.log("again").read_text().splitlines()]
+    assert "standby" not in [line["event"] for line in lines]
+
+
 def test_a_paused_service_is_replaced_and_ends(pair: Pair) -> None:
     pair.first.send_signal(signal.SIGSTOP)
     pair.until(pair.second, "ok", "degraded")

@@ -28,6 +28,7 @@ from gpuslice.broker import (
 )
 from gpuslice.broker.core import Core, Hub
 from gpuslice.broker.devicedesk import DeviceDesk
+from gpuslice.broker.hostlock import HostLock
 from gpuslice.broker.housekeeping import EVERY_S, Housekeeping
 from gpuslice.broker.moneydesk import MoneyDesk
 from gpuslice.broker.peopledesk import LOOK_EVERY_S, PeopleDesk
@@ -63,6 +64,7 @@ class Broker:
     def __init__(
         self, settings: Settings, database: Database, node: NodeClient, hub: Hub | None = None,
         clock: Callable[[], int] = now_us, signer: Signer | None = None,
+        lock: HostLock | None = None,
     ) -> None:  # fmt: skip
         self.core = Core(settings, database, clock)
         self.housekeeping = Housekeeping(self.core, signer)
@@ -77,6 +79,7 @@ class Broker:
         self._db = database
         self._node = node
         self._hub = hub
+        self._lock = lock
         self._tick_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._inventory: wire.Inventory | None = None
@@ -98,18 +101,19 @@ class Broker:
     @classmethod
     def create(
         cls, settings: Settings, database_url: str, node_state_dir: Path, hub: Hub | None,
-        signer: Signer,
+        signer: Signer, lock: HostLock | None = None,
     ) -> Broker:  # fmt: skip
         """A broker on the ledger at ``database_url`` and the node of ``node_state_dir``.
 
         Args:
             signer: Signs the daily digests.
+            lock: Shows the next service of this machine that this one has ended.
 
         Raises:
             LedgerError: the URL names no database that the ledger runs on.
         """
         node = NodeClient(node_state_dir, timeout_s=settings.timing.node_timeout_s)
-        return cls(settings, Database(database_url), node, hub, signer=signer)
+        return cls(settings, Database(database_url), node, hub, signer=signer, lock=lock)
 
     def _billing_rules(self, zones: frozenset[str]) -> lifecycle.BillingRules:
         """How time is billed while policies name these time zones."""
@@ -135,7 +139,9 @@ class Broker:
         # database without a table has to have some before there can be a meter.
         if await loop.run_in_executor(None, migrate.current_revision, self._db.engine) is None:
             await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
-        self.core.epoch = await self._db.awrite(lambda s: meter.acquire(s, now=self.core.now()))
+        self.core.epoch = await self._db.awrite(
+            lambda s: meter.acquire(s, now=self.core.now(), lock=self._lock)
+        )
         await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
         limit = self._settings.limits.leases_per_user
         await self._write(lambda s, now: policies.follow_settings(s, limit, now=now))
@@ -234,6 +240,8 @@ class Broker:
                 await self._db.awrite(lambda s: meter.hand_over(s, self.core.epoch))
             except LedgerError as error:
                 log.warning("event=not-handed-over message=%r", str(error))
+        if self._lock is not None:
+            self._lock.release()
         await asyncio.get_running_loop().run_in_executor(None, self._db.close)
 
     # --- the node ----------------------------------------------------------------------------

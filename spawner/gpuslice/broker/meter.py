@@ -4,9 +4,9 @@ Two services on one database by mistake would bill everything twice. The second 
 while the first one lives (on PostgreSQL it may wait as standby), and one that was replaced finds
 its epoch gone and ends.
 
-Whether a meter lives: on this machine its process says so. On PostgreSQL it may run where nobody
-here can see it, or be stopped and hold on to everything, so there only its beat counts, by the
-database's own clock.
+Whether a meter lives: on this machine its process says so, and where that cannot be seen (another
+container's) its lock. On PostgreSQL it may run on another machine, or be stopped and hold on to
+everything, so there only its beat counts, by the database's own clock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from gpuslice.broker.hostlock import HostLock
 from gpuslice.ledger.database import LedgerError
 from gpuslice.ledger.tables import Meter
 from gpuslice.units import SECOND_US, boot_id
@@ -42,16 +43,29 @@ class MeterLives(LedgerError):
     """Another service meters this ledger now."""
 
 
-def acquire(session: Session, *, now: int) -> int:
+def acquire(session: Session, *, now: int, lock: HostLock | None = None) -> int:
     """Become the meter of this ledger; returns the epoch to check with.
+
+    Args:
+        lock: Held from here on by this process, if it can be had, until it ends or gives it up.
 
     Raises:
         MeterLives: another service process meters it now.
     """
+    held = lock.take() if lock is not None else None
+    try:
+        return _acquire(session, now, held)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _acquire(session: Session, now: int, held: str | None) -> int:
     if shared(session):
         session.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
     row = session.get(Meter, 1, with_for_update=True)
-    if row is not None and _lives(session, row, now):
+    if row is not None and not _left(row, held) and _lives(session, row, now):
         alone = "" if shared(session) else "; with SQLite there is no standby, only a restart"
         raise MeterLives(
             f"process {row.pid} meters this ledger already; stop that service first, "
@@ -60,7 +74,7 @@ def acquire(session: Session, *, now: int) -> int:
     epoch = 1 if row is None else row.epoch + 1
     pid = os.getpid()
     session.merge(
-        Meter(id=1, epoch=epoch, boot_id=_place(), pid=pid, pid_start=start_ticks(pid) or 0,
+        Meter(id=1, epoch=epoch, boot_id=_place(held), pid=pid, pid_start=start_ticks(pid) or 0,
               beat_us=_clock(session, now))
     )  # fmt: skip
     return epoch
@@ -115,10 +129,16 @@ def shared(session: Session) -> bool:
     return session.get_bind().dialect.name == "postgresql"
 
 
+def _left(row: Meter, held: str | None) -> bool:
+    """Whether the lock that this process holds is the one that this meter held to its end."""
+    boot, _, lock = _where(row)
+    return held is not None and (boot, lock) == (boot_id(), held)
+
+
 def _lives(session: Session, row: Meter, now: int) -> bool:
     if row.pid == _NOBODY:
         return False
-    boot, _, processes = row.boot_id.partition("/")
+    boot, processes, _ = _where(row)
     here = boot == boot_id()
     if shared(session):
         # Containers of one machine have its boot, but a pid means another process in each.
@@ -143,9 +163,18 @@ def _clock(session: Session, now: int) -> int:
     return int(session.scalars(sa.select(_DATABASE_CLOCK)).one())
 
 
-def _place() -> str:
-    """Where this process's pid means something: this boot, and this table of processes."""
-    return f"{boot_id()}/{_processes()}"
+def _place(lock: str | None = None) -> str:
+    """Where this process's pid means something: this boot, this table of processes; and its lock.
+
+    With a lock that is all of the column's 64 characters.
+    """
+    return f"{boot_id()}/{_processes()}" + (f"/{lock}" if lock is not None else "")
+
+
+def _where(row: Meter) -> tuple[str, str, str]:
+    """Boot, table of processes and lock of a meter; what it did not say is empty."""
+    boot, processes, lock = (*row.boot_id.split("/"), "", "")[:3]
+    return boot, processes, lock
 
 
 def _processes() -> str:

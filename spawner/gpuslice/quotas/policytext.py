@@ -34,7 +34,7 @@ def limit_texts(limits: Mapping[str, Any]) -> Iterator[str]:
     for field, value in limits.items():
         if value is None or value in ([], {}):
             continue
-        words = field.replace("_", " ")
+        words = field.replace("_", " ").replace("gpu", "GPU")
         if field in ("gpu_hours", "money"):
             yield from (f"{words} {one['at_most']} per {one['per']}" for one in value)
         elif isinstance(value, dict):

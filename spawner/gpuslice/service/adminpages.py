@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from gpuslice import wire
+from gpuslice.quotas.policytext import document_lines
 from gpuslice.service import models, text
 from gpuslice.service.pages import Page
 from gpuslice.service.platform import Platform
@@ -292,18 +294,29 @@ def limit_row(limit: wire.LimitView) -> LimitRow:
 
 
 def audit_line(row: wire.AuditRow) -> AuditLine:
-    change = ""
-    if row.after is not None:
-        change = f"{_told(row.before) or 'nothing'} → {_told(row.after)}"
     return AuditLine(
         when=text.moment(row.at_us),
         actor=row.actor,
         action=_ACTIONS.get(row.action, row.action),
         subject=_limited(row.subject) if row.action == "quota.set" else row.subject,
         lease_id=row.subject if row.action.startswith("lease.") else "",
-        change=change,
+        change=_change(row),
         reason=row.reason or "",
     )
+
+
+def _change(row: wire.AuditRow) -> str:
+    if row.action.startswith("policy."):
+        return f"{_policy(row.before)} → {_policy(row.after)}"
+    if row.after is None:
+        return ""
+    return f"{_told(row.before) or 'nothing'} → {_told(row.after)}"
+
+
+def _policy(document: str | None) -> str:
+    """A policy on one line, in the words of its own page."""
+    lines = document_lines(json.loads(document)) if document is not None else ()
+    return "; ".join(lines) or "nothing"
 
 
 def _told(value: str | None) -> str:

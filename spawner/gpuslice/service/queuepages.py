@@ -16,6 +16,7 @@ _STATES = {
     "offered": "it is your turn",
     "starting": "it is your turn",
 }
+_HEADINGS = {"waiting": "In line for", "offered": "Your turn:", "starting": "Your turn:"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class RequestCard:
     """One place in line, with what its user may do about it."""
 
     request_id: str
-    title: str
+    heading: str
     slice: str
     server: str
     state: str
@@ -66,7 +67,7 @@ def cards(
     return [
         RequestCard(
             request_id=one.request_id,
-            title=titles.get(one.slice, one.slice),
+            heading=f"{_HEADINGS[one.state]} {titles.get(one.slice, one.slice)}",
             slice=one.slice,
             server=one.server or "default server",
             state=_STATES[one.state],

@@ -20,6 +20,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from gpuslice.broker import Broker
+from gpuslice.broker.hostlock import HostLock
 from gpuslice.broker.meter import MeterLives
 from gpuslice.ledger.database import LedgerError
 from gpuslice.ledger.digest import KeyFormError, Signer
@@ -123,7 +124,9 @@ async def serve(settings: Settings, place: Place, config: ServiceConfig) -> None
         ) from None
     told = _told_to_end()
     hub = HubClient(config.hub_api_url, config.service_token)
-    broker = Broker.create(settings, ledger, place.node, hub, signer)
+    # Of what a service has, the folder with its secrets is a volume in each deployment.
+    lock = HostLock(place.state / "secrets")
+    broker = Broker.create(settings, ledger, place.node, hub, signer, lock)
     door = _Door(sockets, address)
     try:
         await _until(_work(broker, config, door), told)

@@ -27,7 +27,8 @@ def read_secret(path: Path) -> str:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
         raise SecretFileError(
-            f"{path}: {exc.strerror}; it must be a file with a secret in it, mode 0600"
+            f"{path}: {exc.strerror}; it must be a file with a secret in it, mode 0600 "
+            "(gpuslice init makes those of the platform that are missing)"
         ) from None
     try:
         _check_private(path, os.fstat(handle))

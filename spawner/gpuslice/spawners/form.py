@@ -113,7 +113,7 @@ def _card(
         "refused": refused,
         "reserved": mine,
         "note": offer.reserved_note or "",
-        "available": _available(offer, terms),
+        "available": "one is set aside for you" if mine else _available(offer, terms),
         "checked": mine or (free and takeable and reserved is None and offer.slice == default),
     }
 
