@@ -18,4 +18,4 @@ c.JupyterHub.spawner_class = "simple"
 c.SimpleLocalProcessSpawner.home_dir_template = os.environ["BENCH_HOMES"] + "/{username}"
 c.Spawner.options_form = '<label><input type="radio" name="slice" value="quarter"> quarter</label>'
 # What JupyterHub asks of spawners since version 5; without it every start logs a warning.
-c.Spawner.apply_user_options = {}
+c.Spawner.apply_user_options = lambda spawner, options: None

@@ -105,7 +105,7 @@ class Person:
             return
         async with day.seats:
             async with self.record.timed("start"):
-                await self.api("POST", "server", (201,), {"slice": "quarter"})
+                await self.api("POST", "server", (201,), {"user_options": {"slice": "quarter"}})
             await asyncio.sleep(day.work_s)
             async with self.record.timed("stop"):
                 await self.stop()
@@ -114,7 +114,7 @@ class Person:
 
     async def _with_gpuslice(self, day: Day) -> None:
         self._token = await self._make_token()
-        wish = {"slice": "quarter", "queue": "tell"}
+        wish = {"user_options": {"slice": "quarter", "queue": "tell"}}
         began, waited = time.monotonic(), False
         while True:
             asked = time.monotonic()
