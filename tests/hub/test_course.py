@@ -27,10 +27,13 @@ CHANGES = {
     "hold_horizon_s = 10": "hold_horizon_s = 600\nlimit_grace_s = 3",
     'price = "3.6"': 'price = "120"',
 }
-NO_WHOLE = "You may not take slices of type whole (group students); you may take: quarter, cpu."
-ONE_EACH = "You may hold 1 slice at a time (group students) and hold as many already"
+NO_WHOLE = (
+    "You may not take slices of type whole (each member of group students); you may take: quarter, "
+    "cpu."
+)
+ONE_EACH = "You may hold 1 slice at a time (each member of group students) and hold as many already"
 MONTH = "The limit is 50.00 EUR a month (group students in total)"
-WEEK = "GPU-hours a week (group students)"
+WEEK = "GPU-hours a week (each member of group students)"
 
 
 class Course:
@@ -352,7 +355,7 @@ def test_a_course_by_rest_holds_with_the_cost_of_whole_sessions_reserved(course:
 
     for hours, words in (
         (None, "say how many hours you need"),
-        (81, "The limit is 20 GPU-hours a week (group seminar)"),
+        (81, "The limit is 20 GPU-hours a week (each member of group seminar)"),
         (0.5, "The limit is 50.00 EUR a month (group seminar in total): 0.00 used, and this needs"),
     ):
         options = {"slice": "quarter"} | ({} if hours is None else {"hours": hours})
