@@ -40,6 +40,8 @@ from platforms import PER_GPU, Ours, Stock  # noqa: E402
 BOTH = ("log in", "spawn page", "start", "stop")
 #: What a platform is made of; notebook servers, and who watches over them, are not counted.
 PARTS = ("proxy", "hub", "service", "node")
+#: So many of what went wrong are shown.
+MOST_SHOWN = 5
 #: People for each slice, if nothing is said.
 CROWD = 10
 
@@ -105,10 +107,17 @@ def run(stack: ExitStack, options: argparse.Namespace, slots: int) -> None:
         for name, cpu in ((ours.name, mine_cpu), (stock.name, theirs_cpu))
     ]
     say(table(["processor, ms for each person", *PARTS], rows))
-    say(f"\nWaited in line: {len(mine.seconds['in line'])} times; meter readings: "
-        f"{mine.counts['meter readings']}. Load: {load()}.")  # fmt: skip
-    say("The ledger is in order." if not wrong else "\n".join(wrong))
-    if wrong:
+    say(
+        f"\nWaited in line: {len(mine.seconds['in line'])} times; meter readings: "
+        f"{mine.counts['meter readings']}; asked again after *not now* (503): "
+        f"{mine.counts['not now']} and {theirs.counts['not now']}. Load: {load()}."
+    )
+    failed = [*mine.failures, *theirs.failures]
+    say(f"Days that ended early: {len(mine.failures)} and {len(theirs.failures)}.")
+    for line in [*failed[:MOST_SHOWN], *wrong[:MOST_SHOWN]]:
+        say(f"  {line}")
+    say("The ledger is not in order." if wrong else "The ledger is in order.")
+    if wrong or failed:
         raise SystemExit(1)
 
 
@@ -133,6 +142,8 @@ def compared(mine: Record, theirs: Record) -> str:
     rows = []
     for what in BOTH:
         a, b = mine.seconds[what], theirs.seconds[what]
+        if not a or not b:
+            continue
         ratio = statistics.median(a) / statistics.median(b)
         rows.append([what, *figures(a), *figures(b), f"{ratio:.2f}"])
     heads = ["median, s", "95 %", "most"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
@@ -16,6 +18,8 @@ from yarl import URL
 _CALL = aiohttp.ClientTimeout(total=300)
 #: Between two looks at a place in line, and two readings of the meter.
 _LOOK_S, _READ_S = 3.0, 2.0
+#: A page that says *not now* is asked for again after so long, so often.
+_AGAIN_S, _TRIES = 2.0, 10
 _PAGE = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "same-origin"}
 
 
@@ -25,6 +29,8 @@ class Record:
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
+    #: Whose day ended early, and why.
+    failures: list[str] = field(default_factory=list)
 
     @asynccontextmanager
     async def timed(self, what: str) -> AsyncIterator[None]:
@@ -61,12 +67,18 @@ class Person:
         self, method: str, path: str, *, ok: tuple[int, ...] = (200,), **more: Any
     ) -> tuple[int, str]:
         """One request, redirects followed; RuntimeError for an answer that nobody expects."""
-        async with self._session.request(method, self.url + path, **more) as answer:
-            text = await answer.text()
-        self.record.counts["requests"] += 1
-        if answer.status not in ok:
-            raise RuntimeError(f"{method} {path}: {answer.status} {' '.join(text.split())[:300]}")
-        return answer.status, text
+        for left in reversed(range(_TRIES)):
+            async with self._session.request(method, self.url + path, **more) as answer:
+                text = await answer.text()
+            self.record.counts["requests"] += 1
+            if answer.status in ok:
+                return answer.status, text
+            if answer.status != 503 or method != "GET" or not left:
+                break
+            self.record.counts["not now"] += 1
+            await asyncio.sleep(_AGAIN_S)
+        said = re.sub(r"(?s)<head>.*?</head>|<[^>]*>", " ", text)
+        raise RuntimeError(f"{method} {path}: {answer.status} {' '.join(said.split())[:300]}")
 
     def _xsrf(self) -> str:
         return self._jar.filter_cookies(URL(f"{self.url}/hub/"))["_xsrf"].value
@@ -163,14 +175,9 @@ class Person:
 
     async def _service(self, what: str, path: str) -> Any:
         headers = {"Authorization": f"token {self._token}"}
-        async with (
-            self.record.timed(what),
-            self._session.get(f"{self.url}/services/gpuslice/{path}", headers=headers) as answer,
-        ):
-            answer.raise_for_status()
-            found = await answer.json()
-        self.record.counts["requests"] += 1
-        return found
+        async with self.record.timed(what):
+            _, text = await self.ask("GET", f"/services/gpuslice/{path}", headers=headers)
+        return json.loads(text)
 
 
 async def everybody(
@@ -182,7 +189,10 @@ async def everybody(
     async def one(number: int, name: str) -> None:
         await asyncio.sleep(number / per_s)
         async with Person(url, name, password, record) as person:
-            await person.day(day)
+            try:
+                await person.day(day)
+            except (RuntimeError, aiohttp.ClientError, TimeoutError) as error:
+                record.failures.append(f"{name}: {error or type(error).__name__}")
 
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
