@@ -30,8 +30,8 @@ _AT_ONCE = 20
 _OPENED_AFTER_US = 20 * SECOND_US
 
 
-#: For so long a place in line is shown as it was.
-_MOMENT_US = SECOND_US
+#: For so long a place in line is shown as it was, unless something is written.
+_MOMENT_US = 5 * SECOND_US
 
 
 @dataclass(frozen=True)
