@@ -8,6 +8,7 @@ ENGINE ?= local
 STATE ?= .run
 UP_ARGS ?=
 PYTEST_ARGS ?=
+BENCH ?= spawn
 BENCH_ARGS ?=
 IMAGES ?= hub node postgres notebook
 VARIANT ?= cpu
@@ -57,9 +58,9 @@ images: ## build the container images (IMAGES='hub node', VARIANT=cuda, TAG, CA,
 base-image: ## make debian:bookworm-slim with debootstrap, where no registry has it (MIRROR)
 	@python3 -B tools/baseimage.py $(if $(MIRROR),"$(MIRROR)")
 
-bench: ## how long a server takes to start, beside DockerSpawner (BENCH_ARGS='--pairs 5')
+bench: ## measure something beside something else (BENCH=spawn, admission, ledger or day; BENCH_ARGS)
 	@$(SETUP) test
-	@$(PY) benchmarks/spawn $(BENCH_ARGS)
+	@$(PY) "benchmarks/$(BENCH)" $(BENCH_ARGS)
 
 docs: ## build the documentation to docs/_build (a broken link or a warning fails)
 	@$(SETUP) docs

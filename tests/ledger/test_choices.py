@@ -10,6 +10,7 @@ import pytest
 from fakenode import gpu
 from gpuslice import wire
 from gpuslice.broker.core import HubUser
+from gpuslice.quotas.views import ExplainRequest, Explanation
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
 from quotaworld import finish, passes, refused, set_policy, spawn, stop_all
@@ -196,6 +197,42 @@ def test_a_group_that_is_not_mine_cannot_be_charged_in_line_either(world: World)
     said = refused(lambda: join(world, "bob", "whole", groups=["a"], group="b"))
     assert said.refusal.reason == "not-in-group"
     finish(world, lease)
+
+
+def test_a_group_without_limits_is_no_way_around_those_that_have_some(world: World) -> None:
+    set_policy(world, "group", "students", {"each": {"slice_types": ["quarter"]}})
+    mine = ["friends", "students"]
+    said = refused(lambda: spawn(world, "ada", "whole", mine, group="friends"))
+    assert (said.refusal.reason, said.status) == ("group-not-charged", 403)
+    assert "choose students" in said.refusal.message
+    said = refused(lambda: join(world, "ada", "whole", groups=mine, group="friends"))
+    assert said.refusal.reason == "group-not-charged"
+    # Whose groups limit nothing may name one of them.
+    finish(world, spawn(world, "zoe", "whole", ["friends"], group="friends"))
+
+
+def test_why_somebody_is_refused_follows_from_the_groups_in_the_hub(
+    world: World, people: Everybody
+) -> None:
+    set_policy(world, "group", "students", {"each": {"slice_types": ["quarter"]}})
+    people.groups = {"ada": ("students",)}
+
+    def why(user: str, groups: list[str] | None = None) -> Explanation:
+        asked = ExplainRequest(user=user, slice="whole", groups=groups)
+        return world.do(world.live().policies.explain(asked))
+
+    found = why("ada")
+    assert (found.ok, found.verdicts[0].group) == (False, "students")
+    said = refused(lambda: spawn(world, "ada", "whole", ["students"]))
+    assert found.refusal == said.refusal.message
+    assert why("zoe").ok
+    # What if: the groups that the administrator names, and none of them.
+    assert why("ada", []).ok
+    assert not why("zoe", ["students"]).ok
+    # Nobody knows is not *none*.
+    people.down = True
+    assert refused(lambda: why("ada")).refusal.reason == "hub-unavailable"
+    assert not why("ada", ["students"]).ok
 
 
 def test_who_got_a_slice_by_just_trying_waits_no_longer(world: World, people: Everybody) -> None:

@@ -232,6 +232,30 @@ def test_who_has_used_less_is_served_first(world: World) -> None:
     assert (mine(world, "light").state, mine(world, "heavy").state) == ("offered", "waiting")
 
 
+def test_a_look_at_a_long_line_does_not_work_it_out_anew(world: World) -> None:
+    spawn(world, "ada", "whole", [])
+    people = [f"user{number}" for number in range(8)]
+    for name in people:
+        world.now += 1
+        join(world, name, "whole")
+    asked: list[str] = []
+
+    @sa.event.listens_for(world.database.engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    assert [mine(world, name).position for name in people] == [1, 2, 3, 4, 5, 6, 7, 8]
+    first = len(asked)
+    assert [mine(world, name).position for name in people] == [1, 2, 3, 4, 5, 6, 7, 8]
+    # One question for one's own requests, and nothing about everybody's limits.
+    assert len(asked) - first <= 2 * len(people) < first
+    # Whatever is written is seen at once, however little time has passed.
+    world.do(world.live().queue.leave(mine(world, people[0]).request_id, people[0], "x", None))
+    assert [mine(world, name).position for name in people[1:]] == [1, 2, 3, 4, 5, 6, 7]
+    assert mine(world, people[0]).position is None
+    stop_all(world)
+
+
 def test_a_restart_loses_no_place(world: World) -> None:
     first = spawn(world, "ada", "whole", [])
     join(world, "bob", "whole")

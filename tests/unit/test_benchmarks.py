@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,24 @@ def test_the_table_is_markdown_with_equal_columns() -> None:
     ]
 
 
-def test_the_benchmark_of_starts_can_be_called() -> None:
+BENCHMARKS = sorted(path.parent.name for path in (ROOT / "benchmarks").glob("*/__main__.py"))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_can_be_called_and_says_what_it_takes(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "benchmarks/spawn", "--help"],
+        [sys.executable, f"benchmarks/{name}", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "--pairs" in done.stdout
+    page = (ROOT / "docs" / "developers" / "benchmarks.md").read_text()
+    assert f"## `benchmarks/{name}`" in page
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", done.stdout))
+    named = re.findall(rf"BENCH={name} BENCH_ARGS='([^']*)'", page)
+    assert {word for line in named for word in line.split() if word[:2] == "--"} <= options
+    assert f"BENCH={name} " in page or name == "spawn"
+
+
+def test_make_names_every_benchmark() -> None:
+    found = re.search(r"(?m)^bench: ## .*BENCH=([\w, ]+);", (ROOT / "Makefile").read_text())
+    assert found
+    assert set(re.split(r", | or ", found[1])) >= set(BENCHMARKS)

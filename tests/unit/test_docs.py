@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import click
 import pytest
 
 from gpuslice.broker.stats import Counts, Snapshot, Waits
 from gpuslice.cli.app import main as gpuslice_command
+from gpuslice.cli.quotacommands import quota
+from gpuslice.cli.quotatext import changed_document, policy_path
 from gpuslice.ledger.tables import Base
+from gpuslice.quotas.chain import Chain, Link
+from gpuslice.quotas.documents import PolicyDocument
+from gpuslice.quotas.policies import Stored
+from gpuslice.quotas.policytext import document_lines
+from gpuslice.quotas.rules import Rule, effective
+from gpuslice.quotas.views import SetPolicy
+from gpuslice.quotas.words import amount, refusal_text
 from gpuslice.service.auth import (
     SCOPE_ADMIN,
     SCOPE_LEASE,
@@ -23,6 +34,7 @@ from gpuslice.service.auth import (
 from gpuslice.service.metrics import Metrics
 from gpuslice.service.routes import ROUTES
 from gpuslice.settings import Settings, load_settings, settings_reference
+from gpuslice.spawners.options import choice
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -192,6 +204,71 @@ def test_examples_of_settings_are_valid(tmp_path: Path) -> None:
             file = tmp_path / "gpuslice.toml"
             file.write_text(block)
             load_settings(file)
+            found += 1
+    assert found
+
+
+# ------------------------------------------------------------------------------------- policies
+
+
+def _said_by(words: list[str]) -> PolicyDocument:
+    """The policy that a ``gpuslice quota set`` makes where there was none."""
+    with quota.commands["set"].make_context("set", words[3:]) as context:
+        said = context.params
+    assert said["reason"]
+    policy_path(said["kind"], said["name"])
+    return PolicyDocument.model_validate(changed_document({}, said))
+
+
+@every_page
+def test_examples_of_policies_by_command_are_valid(page: Path) -> None:
+    for words in _commands(page):
+        if words[:3] == ["gpuslice", "quota", "set"] and "--reason" in words:
+            _said_by(words)
+
+
+def test_the_course_s_policy_is_the_same_by_command_by_rest_and_in_words() -> None:
+    page = (DOCS / "administrators" / "quotas.md").read_text()
+    (body,) = re.findall(r"(?s)```json\n(.*?)```", page)
+    rest = SetPolicy.model_validate_json(body)
+    course = [
+        words
+        for name in ("README.md", "docs/administrators/quotas.md")
+        for words in _commands(ROOT / name)
+        if words[:5] == ["gpuslice", "quota", "set", "group", "students"]
+    ]
+    assert len(course) == 2
+    for words in course:
+        document = _said_by(words)
+        assert document.each == rest.document.each
+        assert document.total == rest.document.total
+    document = _said_by(course[-1])
+    assert document == rest.document
+    shown, explained = re.findall(r"(?s)```text\n(.*?)```", page)
+    said = document_lines(document.model_dump(mode="json", exclude_defaults=True))
+    assert [line.strip() for line in shown.splitlines()[1:]] == list(said)
+
+    # What it says of a refusal are the words that the code has for it.
+    account = Link(1, "ada", None)
+    group = Link(2, "students", Stored("group:2", 2, 1, document, 0, None, "root", None))
+    rules = effective(Chain(account, (group,), None), "whole", "UTC").rules
+    lines = [re.sub(r"^ +(admits|REFUSES) +", "", line) for line in explained.splitlines()[1:-1]]
+    for line, rule in zip(lines, sorted(rules, key=_by_kind), strict=True):
+        assert line.startswith(f"{amount(rule, rule.limit, 'EUR')} ({rule.source}): ")
+    refused = next(rule for rule in rules if rule.kind == "slice-types")
+    text = refusal_text(refused, None, 0, 0, 1, None, "whole", ZoneInfo("UTC"), "EUR")
+    assert explained.splitlines()[-1] == f"Refused: {text}"
+
+
+def _by_kind(rule: Rule) -> int:
+    return ("slice-types", "slices", "gpu-hours", "money").index(rule.kind)
+
+
+def test_examples_of_what_a_start_asks_for_are_options() -> None:
+    found = 0
+    for page in PAGES:
+        for text in re.findall(r'`(\{"slice"[^`]*\})`', page.read_text()):
+            choice(json.loads(text), "", {})
             found += 1
     assert found
 

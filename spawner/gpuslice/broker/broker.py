@@ -68,7 +68,7 @@ class Broker:
     ) -> None:  # fmt: skip
         self.core = Core(settings, database, clock)
         self.housekeeping = Housekeeping(self.core, signer)
-        self.policies = PolicyDesk(self.core, self._rules, self._policies_changed)
+        self.policies = PolicyDesk(self.core, self._rules, hub, self._policies_changed)
         self.money = MoneyDesk(self.core)
         self.queue = QueueDesk(self.core, self._rules, hub)
         self.people = PeopleDesk(self.core, hub, self._policies_changed)

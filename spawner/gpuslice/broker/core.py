@@ -64,6 +64,8 @@ class Core:
         #: The time, UTC microseconds.
         self.now = clock
         self.epoch = 0
+        #: Counts transactions that may have written; while it is the same, so is the ledger.
+        self.writes = 0
         self.errors = stats.Errors()
 
     async def write(self, work: Callable[[Session, int], T]) -> T:
@@ -84,7 +86,10 @@ class Core:
                 idempotency.claim(session, claim, now)
             return work(session, now)
 
-        result = await self.db.awrite(guarded)
+        try:
+            result = await self.db.awrite(guarded)
+        finally:
+            self.writes += 1  # also where nobody knows: a commit may have come through
         if claim is not None:
             claim.taken = True
         return result

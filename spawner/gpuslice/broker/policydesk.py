@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice import wire
-from gpuslice.broker.core import Core
+from gpuslice.broker.core import Core, Hub
 from gpuslice.broker.grant import GrantRules, ask_of, slice_type_of
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts
@@ -25,6 +26,8 @@ from gpuslice.quotas.views import (
 )
 from gpuslice.quotas.words import amount, plain
 
+log = logging.getLogger(__name__)
+
 #: An account that nobody has: what a user without one has used is nothing.
 _NOBODY = 0
 
@@ -33,10 +36,12 @@ class PolicyDesk:
     """Reads and changes policies, each change one transaction with its audit row."""
 
     def __init__(
-        self, core: Core, rules: Callable[[], GrantRules], changed: Callable[[], Awaitable[None]]
-    ) -> None:
+        self, core: Core, rules: Callable[[], GrantRules], hub: Hub | None,
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
         self._core = core
         self._rules = rules
+        self._hub = hub
         self._changed = changed
 
     async def all(self) -> list[PolicyView]:
@@ -118,12 +123,14 @@ class PolicyDesk:
         """What admission would say now; the same code, and nothing is changed.
 
         Raises:
-            Refused: there is no such slice type, or the group is not the user's.
+            Refused: there is no such slice type, the group is not the user's, or the hub does not
+                say which groups are.
         """
         rules = self._rules()
         wanted = slice_type_of(body.slice, rules.catalogue)
+        groups = await self._groups(body.user) if body.groups is None else body.groups
         request = wire.LeaseRequest(
-            attempt="0" * 32, user=body.user, slice=body.slice, groups=body.groups,
+            attempt="0" * 32, user=body.user, slice=body.slice, groups=groups,
             group=body.group, declared_us=body.declared_us,
         )  # fmt: skip
         ask = ask_of(request, wanted, rules)
@@ -140,6 +147,22 @@ class PolicyDesk:
             )  # fmt: skip
 
         return await self._core.serve_read(work)
+
+    async def _groups(self, user: str) -> list[str]:
+        """The groups that the hub has a user in now; none for somebody it does not have."""
+        if self._hub is None:
+            return []
+        try:
+            found = await self._hub.user(user)
+        except Exception as error:  # noqa: BLE001 (whatever it is, nobody knows the groups)
+            self._core.errors.count("hub")
+            log.warning("event=hub-user-failed message=%r", str(error))
+            raise Refused(
+                "hub-unavailable",
+                "The hub does not answer, so nobody knows the user's groups; name them.",
+                status=503, retry_after_s=60,
+            ) from None  # fmt: skip
+        return [] if found is None else list(found.groups)
 
 
 def no_such_policy(kind: str, name: str | None) -> Refused:

@@ -75,15 +75,6 @@ class Line:
     outlooks: tuple[Outlook, ...]
     barred: Mapping[str, Refused]
 
-    def of(self, request_id: str) -> tuple[int, Outlook] | None:
-        """The place in line (from 1) and the outlook of a request that waits."""
-        for place, (request, outlook) in enumerate(
-            zip(self.requests, self.outlooks, strict=True), 1
-        ):
-            if request.id == request_id:
-                return place, outlook
-        return None
-
 
 def live(session: Session, account_id: int, server: str) -> QueueRequest | None:
     """The request of a named server that is not over."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -16,6 +18,7 @@ from gpuslice.broker.grant import GrantRules
 from gpuslice.ledger import accounts
 from gpuslice.ledger.tables import LIVE_STATES, WAITING_STATES, Lease, QueueRequest
 from gpuslice.placement import Placement
+from gpuslice.placement.queue import Outlook
 from gpuslice.units import SECOND_US
 from gpuslice.wire import JoinFor, JoinQueue, LeaseState, Reason, RequestView, SliceName, Wire
 
@@ -25,6 +28,18 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 20
 #: A server was used, and not just started, if the hub says so this long after its start.
 _OPENED_AFTER_US = 20 * SECOND_US
+
+
+#: For so long a place in line is shown as it was, unless something is written.
+_MOMENT_US = 5 * SECOND_US
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The line as it is shown: place (from 1) and outlook by request, and how many wait."""
+
+    of: Mapping[str, tuple[int, Outlook]]
+    waiting: int
 
 
 class ChangeRequest(Wire):
@@ -50,6 +65,8 @@ class QueueDesk:
         self._hub = hub
         #: Users whom the hub did not know when it was last asked.
         self._absent: frozenset[str] = frozenset()
+        self._looking = threading.Lock()
+        self._seen: tuple[tuple[object, ...], _Places] | None = None
 
     @property
     def rules(self) -> queue.QueueRules:
@@ -83,7 +100,7 @@ class QueueDesk:
 
         def work(session: Session, now: int) -> RequestView:
             made = queue.join(session, asked, options, body.auto_start, rules, now=now)
-            return self._views(session, [made], now)[0]
+            return self._views(session, [made], now, fresh=True)[0]
 
         return await self._core.serve_write(work)
 
@@ -170,7 +187,7 @@ class QueueDesk:
                 session, found, slice_type=body.slice, auto_start=body.auto_start,
                 version=body.version, rules=rules, now=now,
             )  # fmt: skip
-            return self._views(session, [found], now)[0]
+            return self._views(session, [found], now, fresh=True)[0]
 
         return await self._core.serve_write(work)
 
@@ -189,22 +206,53 @@ class QueueDesk:
             lease_id = queue.leave(session, found, actor=actor, reason=why, now=now)
             if lease_id is not None:
                 lifecycle.revoke(session, lease_id, why, now=now)
-            return self._views(session, [found], now)[0]
+            return self._views(session, [found], now, fresh=True)[0]
 
         return await self._core.serve_write(work)
 
-    def _views(self, session: Session, rows: Sequence[QueueRequest], now: int) -> list[RequestView]:
-        line = queue.line(session, self._rules(), self.rules, now=now)
-        return [self._view(row, line) for row in rows]
+    def _views(
+        self, session: Session, rows: Sequence[QueueRequest], now: int, *, fresh: bool = False
+    ) -> list[RequestView]:
+        """What users are told; ``fresh`` after a change in this very transaction."""
+        if not rows:
+            return []
+        places = self._look(session, now) if fresh else self._places(session, now)
+        if any(row.state == "waiting" and row.id not in places.of for row in rows):
+            # Its look began before this one came.
+            places = self._look(session, now)
+        return [self._view(row, places) for row in rows]
 
-    def _view(self, row: QueueRequest, line: queue.Line) -> RequestView:
-        found = line.of(row.id) if row.state == "waiting" else None
+    def _places(self, session: Session, now: int) -> _Places:
+        """The line as it was a moment ago, if nothing has been written since.
+
+        Everybody who waits looks again and again, and each look at the line asks for the limits of
+        all who are in it. What is decided never comes from here.
+        """
+        rules = self._rules()
+        key = (self._core.writes, now // _MOMENT_US, tuple(rules.closed_nodes), self._absent)
+        with self._looking:
+            if self._seen is None or self._seen[0] != key:
+                self._seen = key, self._look(session, now)
+            return self._seen[1]
+
+    def _look(self, session: Session, now: int) -> _Places:
+        line = queue.line(session, self._rules(), self.rules, now=now)
+        of = {
+            request.id: (place, outlook)
+            for place, (request, outlook) in enumerate(
+                zip(line.requests, line.outlooks, strict=True), 1
+            )
+        }
+        return _Places(of, len(line.requests))
+
+    def _view(self, row: QueueRequest, places: _Places) -> RequestView:
+        found = places.of.get(row.id) if row.state == "waiting" else None
         position, outlook = found if found is not None else (None, None)
         return RequestView.model_validate(
             {
                 "request_id": row.id, "user": row.user_name, "server": row.server_name,
                 "slice": row.slice_type, "auto_start": row.auto_start, "state": row.state,
-                "position": position, "waiting": len(line.requests),
+                "position": position, "waiting": places.waiting,
                 "start_by_us": outlook.reserved_us if outlook else None,
                 "expected_us": outlook.expected_us if outlook else None,
                 "offer_til_us": row.offer_til_us, "lease_id": row.lease_id, "reason": row.reason,

@@ -156,7 +156,12 @@ def remove(kind: str, name: str | None, reason: str, state: Path, config: Path |
 @quota.command()
 @click.argument("user")
 @click.argument("slice_type", metavar="SLICE")
-@click.option("--group", "groups", multiple=True, help="A group of the user's; repeatable.")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    help="As if the user were in this group; repeatable.  [default: as in the hub]",
+)
 @click.option("--charge", help="The group to be charged.")
 @click.option("--hours", type=float, help="How long the user would ask for.")
 @STATE
@@ -177,7 +182,7 @@ def explain(
     from gpuslice.units import HOUR_US
 
     body = {
-        "user": user, "slice": slice_type, "groups": list(groups), "group": charge,
+        "user": user, "slice": slice_type, "groups": list(groups) or None, "group": charge,
         "declared_us": None if hours is None else round(hours * HOUR_US),
     }  # fmt: skip
     found = operator(state, config).send("POST", "api/admin/explain", body)

@@ -57,7 +57,9 @@ def candidates(
     """The chains that a lease of this user may be charged to, in the order they are tried.
 
     Raises:
-        Refused: ``not-in-group``, the group that was chosen is not one of the user's.
+        Refused: ``not-in-group``, the group that was chosen is not one of the user's;
+            ``group-not-charged``, nothing can be charged to it, although another of the user's
+            groups has limits.
     """
     if chosen is not None and chosen not in groups:
         mine = f"; yours are {', '.join(sorted(groups)[:20])}" if groups else ""
@@ -66,12 +68,21 @@ def candidates(
         )
     everyone = policies.current(session, policies.EVERYONE)
     own = Link(account_id, user, policies.current(session, f"user:{account_id}"))
-    found = []
-    for name in sorted({chosen} if chosen is not None else set(groups)):
+    found = {}
+    for name in sorted(set(groups)):
         links = _upwards(session, name)
         if any(link.policy is not None for link in links):
-            found.append(Chain(own, links, everyone))
-    return found or [Chain(own, (), everyone)]
+            found[name] = Chain(own, links, everyone)
+    # A group that limits nothing must not be a way around those that do.
+    if chosen is not None and found and chosen not in found:
+        raise Refused(
+            "group-not-charged",
+            f"The group {chosen[:64]!r} has no limits of its own, so nothing is charged to it; "
+            f"choose {' or '.join(list(found)[:20])}, or none.",
+            status=403,
+        )
+    chains = [chain for name, chain in found.items() if chosen in (None, name)]
+    return chains or [Chain(own, (), everyone)]
 
 
 def _upwards(session: Session, name: str) -> tuple[Link, ...]:

@@ -41,11 +41,11 @@ class RemovePolicy(Wire):
 
 
 class ExplainRequest(Wire):
-    """Asks what a user of these groups would be told now."""
+    """Asks what a user would be told now; ``groups`` null: those the hub has the user in."""
 
     user: UserName
     slice: SliceName
-    groups: list[str] = Field([], max_length=1000)
+    groups: Annotated[list[str], Field(max_length=1000)] | None = None
     group: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     declared_us: Annotated[int, Field(gt=0, le=1 << 50)] | None = None
 
