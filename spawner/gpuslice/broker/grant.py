@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.broker import reserved
-from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
+from gpuslice.broker.fleetcache import FleetCache
+from gpuslice.broker.snapshot import HOST, fleet_of
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, SliceType
 from gpuslice.ledger import accounts, billing
 from gpuslice.ledger.database import Conflict
-from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, LeaseAccount
+from gpuslice.ledger.tables import IS_LIVE, Claim, Device, Lease, LeaseAccount
 from gpuslice.placement import Claim as PlannedClaim
-from gpuslice.placement import FleetSnapshot, NoPlace, Placement, capacity, place
+from gpuslice.placement import (
+    FleetSnapshot,
+    NodeSnapshot,
+    NoPlace,
+    Placement,
+    capacity,
+    place,
+)
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import earliest
 from gpuslice.placement.reserved import set_aside
@@ -47,6 +55,8 @@ class GrantRules:
     closed_nodes: dict[str, str]
     #: So long before a reservation begins, who else takes its place needs an end before that.
     reservation_lead_us: int = 0
+    #: What this process has seen of the fleet before.
+    fleets: FleetCache = field(default_factory=FleetCache, compare=False, repr=False)
 
 
 def grant(
@@ -83,7 +93,11 @@ def grant(
         LeaseAccount(lease_id=lease.id, account_id=account, depth=depth)
         for depth, account in enumerate(chain)
     )
-    _claim(session, lease, placement)
+    try:
+        _claim(session, lease, placement)
+    except Conflict:
+        rules.fleets.forget(placement.node_id)
+        raise
     billing.open_hold(session, lease, chain, verdict.hold_u, verdict.hold_gpu_us, now=now)
     return lease
 
@@ -136,7 +150,7 @@ def _no_live_lease(session: Session, account_id: int, server: str) -> None:
         sa.select(Lease.state).where(
             Lease.account_id == account_id,
             Lease.server_name == server,
-            Lease.state.in_(LIVE_STATES),
+            IS_LIVE,
         )
     )
     if state is None:
@@ -163,10 +177,9 @@ def _place(
     session: Session, wanted: SliceType, rules: GrantRules, groups: Sequence[str],
     longest_us: int | None, now: int,
 ) -> Placement:  # fmt: skip
-    fleet = fleet_snapshot(session, rules.host_reserve_ram)
-    fleet = without_nodes(fleet, rules.closed_nodes)
-    limits = ceilings(session)
-    if not fleet.hosts:
+    seen = rules.fleets.look(session, rules.host_reserve_ram)
+    nodes = [node for node in seen.nodes if node.node_id not in rules.closed_nodes]
+    if all(node.host is None for node in nodes):
         why = "; ".join(sorted(set(rules.closed_nodes.values()))) or "no node has reported yet"
         raise Refused(
             "runtime-unavailable",
@@ -174,8 +187,12 @@ def _place(
             status=503,
             retry_after_s=FULL_RETRY_S,
         )
-    booked = bookings(session, rules, now=now, til_us=now + rules.reservation_lead_us + 1)
+    limits = seen.ceilings
     placing = Rules(rules.reserve_bytes, limits)
+    booked = bookings(session, rules, now=now, til_us=now + rules.reservation_lead_us + 1)
+    if not any(keep.binds(now, longest_us) for keep in booked.keeps(groups)):
+        return _place_anywhere(nodes, wanted, rules, placing)
+    fleet = fleet_of(nodes)
     left = booked.left(fleet, groups, placing, at=now, longest_us=longest_us)
     found = place(left, wanted, reserve_bytes=rules.reserve_bytes, ceilings=limits)
     if isinstance(found, Placement):
@@ -197,6 +214,26 @@ def _place(
     room_us = _room_before(fleet, wanted, binding, placing, now)
     binding = takes_from(fleet, wanted, binding, placing)
     raise refuse_reserved(wanted, binding, free, room_us, again, now)
+
+
+def _place_anywhere(
+    nodes: Sequence[NodeSnapshot], wanted: SliceType, rules: GrantRules, placing: Rules
+) -> Placement:
+    """Where nothing is kept for others: as `place` on the whole fleet, on what has changed of it.
+
+    Raises:
+        Refused: there is no place.
+    """
+    found = rules.fleets.place(nodes, wanted, placing)
+    if isinstance(found, Placement):
+        return found
+    free = [
+        other.name
+        for other in rules.catalogue.types
+        if other.name != wanted.name
+        and isinstance(rules.fleets.place(nodes, other, placing), Placement)
+    ]
+    raise refuse_place(wanted, found, free)
 
 
 def takes_from(

@@ -68,7 +68,12 @@ def used(
     if start_us <= 0 and til_us is None:
         where = [AccountPeriod.period == LIFE, AccountPeriod.slice_type == ""]
     else:
-        where = [AccountPeriod.period == BUCKET, AccountPeriod.start_us >= start_us]
+        # With the slice type, which buckets have none of, the key's order finds just these rows.
+        where = [
+            AccountPeriod.slice_type == "",
+            AccountPeriod.period == BUCKET,
+            AccountPeriod.start_us >= start_us,
+        ]
         if til_us is not None:
             where.append(AccountPeriod.start_us < til_us)
     rows = session.execute(
@@ -107,6 +112,26 @@ def held(session: Session, account_id: int, slice_type: str = "") -> Held:
         )
     ).one_or_none()
     return Held() if row is None else Held(*row)
+
+
+def held_by(
+    session: Session, account_ids: Collection[int], slice_type: str
+) -> dict[tuple[int, str], Held]:
+    """What accounts hold now, of all slice types (under ``""``) and of one."""
+    rows = session.execute(
+        sa.select(
+            AccountPeriod.account_id, AccountPeriod.slice_type, AccountPeriod.held_u,
+            AccountPeriod.held_gpu_us, AccountPeriod.active,
+        ).where(
+            AccountPeriod.account_id.in_(account_ids),
+            AccountPeriod.slice_type.in_(("", slice_type)),
+            AccountPeriod.period == LIFE,
+            AccountPeriod.start_us == 0,
+        )
+    )  # fmt: skip
+    found = {(one, name): Held(*figures) for one, name, *figures in rows}
+    names = ("", slice_type)
+    return {(one, name): found.get((one, name), Held()) for one in account_ids for name in names}
 
 
 def ensure(session: Session, account_id: int, slice_type: str = "") -> None:
