@@ -207,10 +207,13 @@ class Bench:
         """Grants a second when many ask at the same time."""
         took, done = 0.0, 0
         for number in range(max(1, self._count // TOGETHER // 2)):
-            users = self._chance.sample(range(self._size.users - 1), TOGETHER)
+            users = self._chance.choices(range(self._size.users - 1), k=TOGETHER)
             began = time.perf_counter()
             leases = await asyncio.gather(
-                *(self._grant(user, "quarter", f"t{number}") for user in users),
+                *(
+                    self._grant(user, "quarter", f"t{number}-{place}")
+                    for place, user in enumerate(users)
+                ),
                 return_exceptions=True,
             )
             took += time.perf_counter() - began

@@ -89,9 +89,12 @@ def grant(
     session.add(lease)
     session.flush()
     chain = verdict.chain.account_ids
-    session.add_all(
-        LeaseAccount(lease_id=lease.id, account_id=account, depth=depth)
-        for depth, account in enumerate(chain)
+    session.execute(
+        _COUNTS_FOR,
+        [
+            {"lease_id": lease.id, "account_id": account, "depth": depth}
+            for depth, account in enumerate(chain)
+        ],
     )
     try:
         _claim(session, lease, placement)
@@ -111,8 +114,11 @@ def ask_of(request: LeaseRequest, wanted: SliceType, rules: GrantRules) -> Ask:
     )  # fmt: skip
 
 
+_OF_ATTEMPT = sa.select(Lease).where(Lease.attempt == sa.bindparam("attempt"))
+
+
 def _same_attempt(session: Session, request: LeaseRequest) -> Lease | None:
-    known = session.scalar(sa.select(Lease).where(Lease.attempt == request.attempt))
+    known = session.scalar(_OF_ATTEMPT, {"attempt": request.attempt})
     if known is None:
         return None
     asked = (request.user, request.server, request.slice)
@@ -144,15 +150,16 @@ def slice_type_of(name: str, catalogue: SliceCatalogue) -> SliceType:
     )
 
 
+_LIVE_STATE = sa.select(Lease.state).where(
+    Lease.account_id == sa.bindparam("account"),
+    Lease.server_name == sa.bindparam("server"),
+    IS_LIVE,
+)
+
+
 def _no_live_lease(session: Session, account_id: int, server: str) -> None:
     """One live lease per named server, whatever the limits; the unique index says so too."""
-    state = session.scalar(
-        sa.select(Lease.state).where(
-            Lease.account_id == account_id,
-            Lease.server_name == server,
-            IS_LIVE,
-        )
-    )
+    state = session.scalar(_LIVE_STATE, {"account": account_id, "server": server})
     if state is None:
         return
     if state in (LeaseState.GRANTED, LeaseState.RUNNING):
@@ -331,15 +338,19 @@ def refuse_place(wanted: SliceType, why: NoPlace, free: Sequence[str]) -> Refuse
     )
 
 
+_LEASED = sa.select(Device.model, Device.memory_bytes, Device.simulated).where(
+    Device.node_id == sa.bindparam("node"), Device.id == sa.bindparam("device")
+)
+
+
 def _lease(
     session: Session, request: LeaseRequest, verdict: Verdict, wanted: SliceType,
     placement: Placement, rules: GrantRules, now: int,
 ) -> Lease:  # fmt: skip
-    device = (
-        session.get(Device, (placement.node_id, placement.leased_uuid))
-        if placement.leased_uuid
-        else None
-    )
+    device = None
+    if placement.leased_uuid is not None:
+        of = {"node": placement.node_id, "device": placement.leased_uuid}
+        device = session.execute(_LEASED, of).one()
     claim = placement.device_claim
     shared = claim is not None and not claim.whole and claim.mig_uuid is None
     memory = claim.memory_bytes if claim is not None and shared else None
@@ -362,6 +373,13 @@ def _lease(
     )  # fmt: skip
 
 
+# Rows that nobody needs as objects are written as such: that is a fraction of the time.
+_COUNTS_FOR, _TAKE = (
+    sa.insert(model.__table__)  # type: ignore[arg-type]
+    for model in (LeaseAccount, Claim)
+)
+
+
 def _claim(session: Session, lease: Lease, placement: Placement) -> None:
     """Write the claims, each together with the guarded raise of its device's version."""
     node_id = placement.node_id
@@ -371,30 +389,39 @@ def _claim(session: Session, lease: Lease, placement: Placement) -> None:
     if placement.device_uuid is not None:
         assert placement.device_claim is not None and placement.device_version is not None
         wanted.append((placement.device_uuid, placement.device_version, placement.device_claim))
-    for device_id, version, claim in sorted(wanted, key=lambda item: item[0]):
+    wanted.sort(key=lambda item: item[0])
+    for device_id, version, _ in wanted:
         _raise_version(session, node_id, device_id, version)
-        session.add(
-            Claim(
-                lease_id=lease.id, node_id=node_id, device_id=device_id, whole=claim.whole,
-                memory_bytes=claim.memory_bytes, share_milli=claim.share_milli,
-                mig_id=claim.mig_uuid, mig_start=claim.mig_start, mig_size=claim.mig_size,
-                cpu_milli=claim.cpu_milli, ram_bytes=claim.ram_bytes, taken_version=version + 1,
-            )
-        )  # fmt: skip
-    session.flush()
+    session.execute(
+        _TAKE,
+        [
+            {
+                "lease_id": lease.id, "node_id": node_id, "device_id": device_id,
+                "whole": claim.whole, "memory_bytes": claim.memory_bytes,
+                "share_milli": claim.share_milli, "mig_id": claim.mig_uuid,
+                "mig_start": claim.mig_start, "mig_size": claim.mig_size,
+                "cpu_milli": claim.cpu_milli, "ram_bytes": claim.ram_bytes,
+                "taken_version": version + 1,
+            }
+            for device_id, version, claim in wanted
+        ],
+    )  # fmt: skip
+
+
+_RAISE = (
+    sa.update(Device)
+    .where(
+        Device.node_id == sa.bindparam("node"), Device.id == sa.bindparam("device"),
+        Device.version == sa.bindparam("seen"), Device.state == "ok",
+    )
+    .values(version=Device.version + 1)
+    .execution_options(synchronize_session=False)
+)  # fmt: skip
 
 
 def _raise_version(session: Session, node_id: str, device_id: str, version: int) -> None:
     """The guard against granting on an outdated view: no row changed means reread and retry."""
-    raised = session.execute(
-        sa.update(Device)
-        .where(
-            Device.node_id == node_id, Device.id == device_id,
-            Device.version == version, Device.state == "ok",
-        )
-        .values(version=version + 1)
-        .execution_options(synchronize_session=False)
-    )  # fmt: skip
+    raised = session.execute(_RAISE, {"node": node_id, "device": device_id, "seen": version})
     if raised.rowcount != 1:  # type: ignore[attr-defined]
         raise Conflict(f"{node_id}/{device_id} changed since version {version}")
 

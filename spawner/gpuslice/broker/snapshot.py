@@ -50,20 +50,27 @@ class Stamp(NamedTuple):
     versions: int
 
 
+_NODE, _DEVICE, _CLAIM = (one.__table__.c for one in (tables.Node, tables.Device, tables.Claim))
+_STAMPS = (
+    sa.select(
+        _NODE.id, _NODE.enforcement_ceiling, sa.func.count(),
+        sa.cast(sa.func.sum(_DEVICE.version), sa.BigInteger),
+    )
+    .join_from(tables.Node.__table__, tables.Device.__table__, _DEVICE.node_id == _NODE.id)
+    .group_by(_NODE.id, _NODE.enforcement_ceiling)
+)  # fmt: skip
+_DEVICES = sa.select(*_DEVICE).order_by(_DEVICE.node_id, _DEVICE.position, _DEVICE.id)
+_CLAIMS = sa.select(*_CLAIM).where(_CLAIM.released_version.is_(None)).order_by(_CLAIM.id)
+_SOME = sa.bindparam("nodes", type_=sa.String(), expanding=True)
+_SOME_DEVICES = _DEVICES.where(_DEVICE.node_id.in_(_SOME))
+_SOME_CLAIMS = _CLAIMS.where(_CLAIM.node_id.in_(_SOME))
+
+
 def stamps(session: Session) -> dict[str, tuple[Stamp, Enforcement]]:
     """Every node's stamp, and the strongest enforcement that its engine gives."""
-    node, device = tables.Node.__table__.c, tables.Device.__table__.c
-    found = session.execute(
-        sa.select(
-            node.id, node.enforcement_ceiling, sa.func.count(),
-            sa.cast(sa.func.sum(device.version), sa.BigInteger),
-        )
-        .join_from(tables.Node, tables.Device, tables.Device.node_id == tables.Node.id)
-        .group_by(node.id, node.enforcement_ceiling)
-    )  # fmt: skip
     return {
         node_id: (Stamp(rows, versions), Enforcement(ceiling))
-        for node_id, ceiling, rows, versions in found
+        for node_id, ceiling, rows, versions in session.execute(_STAMPS)
     }
 
 
@@ -75,18 +82,14 @@ def read_nodes(
     Devices are read before claims: a grant that commits in between raises a version that was
     already read, so the guarded update of whoever uses this snapshot fails and it is read again.
     """
-    of_device, of_claim = tables.Device.__table__.c, tables.Claim.__table__.c
-    devices = sa.select(*of_device).order_by(of_device.node_id, of_device.position, of_device.id)
-    claims = sa.select(*of_claim).where(of_claim.released_version.is_(None)).order_by(of_claim.id)
-    if only is not None:
-        devices = devices.where(of_device.node_id.in_(only))
-        claims = claims.where(of_claim.node_id.in_(only))
+    some = {} if only is None else {"nodes": sorted(only)}
+    devices, claims = (_DEVICES, _CLAIMS) if only is None else (_SOME_DEVICES, _SOME_CLAIMS)
     rows: dict[str, list[Any]] = defaultdict(list)
-    for row in session.execute(devices):
+    for row in session.execute(devices, some):
         rows[row.node_id].append(row)
     held: dict[tuple[str, str], list[Claim]] = defaultdict(list)
     of: Any  # a row of columns reads like the model it is of
-    for of in session.execute(claims):
+    for of in session.execute(claims, some):
         held[of.node_id, of.device_id].append(to_claim(of))
     return {
         node_id: (_to_node(node_id, found, held, reserve_ram), _stamp(found))

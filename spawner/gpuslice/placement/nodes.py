@@ -26,10 +26,7 @@ class _Known(NamedTuple):
 
 
 class NodeAnswers:
-    """What each node has for each slice type. Threads may share one.
-
-    A node that is gone is forgotten with its questions only: the last answer of each node is kept.
-    """
+    """What each node had for each slice type when it was last asked. Threads may share one."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[SliceType, int], dict[str, _Known]] = {}

@@ -241,21 +241,23 @@ def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check
     return Check(rule, counted, reserved, asked, limit, ok, again)
 
 
+_ALLOWED = (
+    sa.select(Allowance.kind, Allowance.account_id, sa.func.sum(Allowance.amount))
+    .where(Allowance.from_us <= sa.bindparam("now"), Allowance.til_us > sa.bindparam("now"))
+    .group_by(Allowance.kind, Allowance.account_id)
+)
+_ALLOWED_TO = _ALLOWED.where(Allowance.account_id.in_(sa.bindparam("accounts", expanding=True)))
+
+
 def allowances(
     session: Session, now: int, account_ids: Collection[int] | None = None
 ) -> dict[tuple[str, int], int]:
     """What administrators have added to limits for now, by kind and account; None: to all."""
-    query = (
-        sa.select(Allowance.kind, Allowance.account_id, sa.func.sum(Allowance.amount))
-        .where(Allowance.from_us <= now, Allowance.til_us > now)
-        .group_by(Allowance.kind, Allowance.account_id)
-    )
-    if account_ids is not None:
-        query = query.where(Allowance.account_id.in_(account_ids))
-    return {
-        (_KINDS[kind], account_id): int(amount)
-        for kind, account_id, amount in session.execute(query)
-    }
+    if account_ids is None:
+        rows = session.execute(_ALLOWED, {"now": now})
+    else:
+        rows = session.execute(_ALLOWED_TO, {"now": now, "accounts": list(account_ids)})
+    return {(_KINDS[kind], account_id): int(amount) for kind, account_id, amount in rows}
 
 
 #: What an allowance calls the kinds of rules that it adds to.
@@ -283,63 +285,76 @@ def _of(rule: Rule, used: counters.Used) -> int:
 # --- taking -----------------------------------------------------------------------------------
 
 
+#: One lease and its reservation more on one row, if it is still within every limit.
+_TAKE = (
+    sa.update(AccountPeriod)
+    .where(
+        AccountPeriod.account_id == sa.bindparam("account"),
+        AccountPeriod.slice_type == sa.bindparam("of_type"),
+        AccountPeriod.period == counters.LIFE,
+        AccountPeriod.start_us == 0,
+        AccountPeriod.active + 1 <= sa.bindparam("most_active"),
+        AccountPeriod.held_u + sa.bindparam("more_u") <= sa.bindparam("most_u"),
+        AccountPeriod.held_gpu_us + sa.bindparam("more_gpu_us") <= sa.bindparam("most_gpu_us"),
+    )
+    .values(
+        active=AccountPeriod.active + 1,
+        held_u=AccountPeriod.held_u + sa.bindparam("more_u"),
+        held_gpu_us=AccountPeriod.held_gpu_us + sa.bindparam("more_gpu_us"),
+    )
+    .execution_options(synchronize_session=False)
+)
+#: What a row may hold at most where nothing limits it.
+_UNLIMITED = dict.fromkeys(("most_active", "most_u", "most_gpu_us"), (1 << 63) - 1)
+
+
 def _take(session: Session, verdict: Verdict, ask: Ask) -> None:
     """Count one more lease and its reservation on every account of the chain."""
     of_account: dict[int, list[Check]] = defaultdict(list)
     for check in verdict.checks:
         of_account[check.rule.account_id].append(check)
     for account_id in sorted(verdict.chain.account_ids):
-        checks = of_account[account_id]
-        _guarded(session, account_id, "", verdict, [
-            guard for check in checks for guard in _guards(check)
-        ])  # fmt: skip
-        _guarded(session, account_id, ask.slice_type, None, [
-            AccountPeriod.active + 1 <= check.limit
-            for check in checks
-            if check.rule.kind == "slices-of-type" and check.limit is not None
-        ])  # fmt: skip
+        most, of_type = dict(_UNLIMITED), dict(_UNLIMITED)
+        for check in of_account[account_id]:
+            guarded = of_type if check.rule.kind == "slices-of-type" else most
+            for name, limit in _guards(check):
+                guarded[name] = min(guarded[name], limit)
+        _guarded(session, account_id, "", verdict.hold_u, verdict.hold_gpu_us, most)
+        _guarded(session, account_id, ask.slice_type, 0, 0, of_type)
 
 
-def _guards(check: Check) -> list[sa.ColumnElement[bool]]:
+def _guards(check: Check) -> list[tuple[str, int]]:
+    """What a check bounds in the row that it looked at, and to how much."""
     if check.limit is None:
         return []
     match check.rule.kind:
-        case "slices":
-            return [AccountPeriod.active + 1 <= check.limit]
+        case "slices" | "slices-of-type":
+            return [("most_active", check.limit)]
         case "money" if check.asked:
-            return [AccountPeriod.held_u + check.asked <= check.limit - check.used]
+            return [("most_u", check.limit - check.used)]
         case "gpu-hours" if check.asked:
-            return [AccountPeriod.held_gpu_us + check.asked <= check.limit - check.used]
+            return [("most_gpu_us", check.limit - check.used)]
         case "credit" if check.asked:
-            return [AccountPeriod.held_u + check.asked <= check.limit]
+            return [("most_u", check.limit)]
     return []
 
 
 def _guarded(
-    session: Session, account_id: int, slice_type: str, verdict: Verdict | None,
-    guards: Sequence[sa.ColumnElement[bool]],
+    session: Session, account_id: int, slice_type: str, hold_u: int, hold_gpu_us: int,
+    most: Mapping[str, int],
 ) -> None:  # fmt: skip
-    more = {"active": AccountPeriod.active + 1}
-    if verdict is not None:
-        more["held_u"] = AccountPeriod.held_u + verdict.hold_u
-        more["held_gpu_us"] = AccountPeriod.held_gpu_us + verdict.hold_gpu_us
-    take = (
-        sa.update(AccountPeriod)
-        .where(
-            AccountPeriod.account_id == account_id, AccountPeriod.slice_type == slice_type,
-            AccountPeriod.period == counters.LIFE, AccountPeriod.start_us == 0, *guards,
-        )
-        .values(more)
-        .execution_options(synchronize_session=False)
-    )  # fmt: skip
-    if _hits(session, take):
+    row = {
+        "account": account_id, "of_type": slice_type, "more_u": hold_u,
+        "more_gpu_us": hold_gpu_us, **most,
+    }  # fmt: skip
+    if _hits(session, row):
         return
     # Its first lease (of this type), as a rule; else somebody was faster.
     counters.ensure(session, account_id, slice_type)
-    if not _hits(session, take):
+    if not _hits(session, row):
         raise Conflict(f"the limits of account {account_id} changed under us")
 
 
-def _hits(session: Session, take: sa.Update) -> bool:
-    hit: bool = session.execute(take).rowcount == 1  # type: ignore[attr-defined]
+def _hits(session: Session, row: Mapping[str, object]) -> bool:
+    hit: bool = session.execute(_TAKE, row).rowcount == 1  # type: ignore[attr-defined]
     return hit

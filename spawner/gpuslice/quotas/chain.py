@@ -81,25 +81,28 @@ def candidates(
     return found or [Chain(own, (), everyone)]
 
 
+_OF_NAMES = sa.select(AccountName.name, AccountName.account_id).where(
+    AccountName.source == accounts.HUB_GROUP,
+    AccountName.name.in_(sa.bindparam("names", expanding=True)),
+    AccountName.valid_til_us.is_(None),
+)
+_PARENTS = sa.select(Account.id, Account.label, Account.parent_id).where(
+    Account.id.in_(sa.bindparam("ids", expanding=True))
+)
+
+
 def _upwards(session: Session, names: Sequence[str]) -> list[list[tuple[int, str]]]:
     """Each group with the groups above it, by number and label, as far as they have accounts."""
     if not names:
         return []
-    rows = session.execute(
-        sa.select(AccountName.name, AccountName.account_id).where(
-            AccountName.source == accounts.HUB_GROUP, AccountName.name.in_(names),
-            AccountName.valid_til_us.is_(None),
-        )
-    )  # fmt: skip
+    rows = session.execute(_OF_NAMES, {"names": list(names)})
     of_name = dict(rows.tuples().all())
     known: dict[int, tuple[str, int | None]] = {}
     missing = set(of_name.values())
     for _ in range(MAX_DEPTH):
         if not missing:
             break
-        found = session.execute(
-            sa.select(Account.id, Account.label, Account.parent_id).where(Account.id.in_(missing))
-        )
+        found = session.execute(_PARENTS, {"ids": sorted(missing)})
         known |= {one: (label, parent) for one, label, parent in found}
         missing = {parent for _, parent in known.values() if parent is not None} - known.keys()
     return [_up(of_name.get(name), known) for name in names]

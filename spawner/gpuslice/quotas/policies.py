@@ -47,11 +47,14 @@ def current(session: Session, subject: str) -> Stored | None:
     return None if row is None else _stored(row)
 
 
+_CURRENT_OF = sa.select(Policy).where(
+    Policy.subject.in_(sa.bindparam("subjects", expanding=True)), Policy.valid_til_us.is_(None)
+)
+
+
 def current_of(session: Session, subjects: Collection[str]) -> dict[str, Stored]:
     """The versions that hold now of several subjects, as far as they have one."""
-    rows = session.scalars(
-        sa.select(Policy).where(Policy.subject.in_(subjects), Policy.valid_til_us.is_(None))
-    )
+    rows = session.scalars(_CURRENT_OF, {"subjects": sorted(subjects)})
     return {row.subject: _stored(row) for row in rows}
 
 
