@@ -89,6 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=200, help="GPUs that may be granted")
     parser.add_argument("--users", type=int, default=1_000)
     parser.add_argument("--entries", type=int, default=50_000)
+    parser.add_argument("--live", type=int, help="leases of them; default: two a GPU, half of all")
     parser.add_argument("--decisions", type=int, default=500, help="grants that are measured")
     parser.add_argument("--database", help="the URL; default: SQLite in a folder of its own")
     return parser.parse_args()
@@ -99,6 +100,7 @@ class Bench:
 
     def __init__(self, url: str, size: books.Size, options: argparse.Namespace) -> None:
         self._size, self._devices, self._count = size, options.devices, options.decisions
+        self._live = 2 * options.devices if options.live is None else options.live
         self._began = time.monotonic()
         settings = load_settings(
             None, {"slice": OFFERED, "limits": {"leases_per_user": SLICES}}
@@ -139,7 +141,7 @@ class Bench:
 
         live = await self._broker.core.write(sync)
         began = time.monotonic()
-        for number in range(live, 2 * self._devices):
+        for number in range(live, self._live):
             await self._grant(number % self._size.users, "quarter", f"live-{number}")
         for number in range(SLICES):
             try:
@@ -147,7 +149,7 @@ class Bench:
             except Refused:
                 break  # some of them are of the fleet's leases
         took = time.monotonic() - began
-        say(f"{2 * self._devices} leases live, {len(others) + 1} nodes; filled in {took:.0f} s.")
+        say(f"{self._live} leases live, {len(others) + 1} nodes; filled in {took:.0f} s.")
 
     async def _grant(self, user: int, slice_name: str, server: str) -> str:
         request = wire.LeaseRequest(
@@ -166,16 +168,17 @@ class Bench:
 
     async def _measure(self) -> None:
         found = {"granted": Times(), "refused at a limit": Times(), "cancelled": Times()}
-        commits, appends = Times(), Times()
+        commits, appends, computed = Times(), Times(), Times()
         for number in range(self._count):
             # Not the last one, who has everything already.
             user, wanted = self._chance.randrange(self._size.users - 1), self._chance.choice(ASKED)
-            began = time.perf_counter()
+            began, computing = time.perf_counter(), time.process_time()
             try:
                 lease_id = await self._grant(user, wanted, f"b{number}")
             except Refused:
                 continue  # whose leases of the fleet are as many as a user may have
             found["granted"].add(time.perf_counter() - began)
+            computed.add(time.process_time() - computing)
             began = time.perf_counter()
             await self._cancel(lease_id)
             found["cancelled"].add(time.perf_counter() - began)
@@ -189,6 +192,7 @@ class Bench:
                 appends.add(self._sync.append())
         together = await self._together()
         rows = [[name, *times.row()] for name, times in found.items()]
+        rows.insert(1, ["its processor time", *computed.row()])
         rows.append(["the smallest transaction", *commits.row()])
         if self._sync.appends:
             rows.append(["an fsync'd append", *appends.row()])

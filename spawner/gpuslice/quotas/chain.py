@@ -96,7 +96,7 @@ def _upwards(session: Session, names: Sequence[str]) -> list[list[tuple[int, str
     if not names:
         return []
     rows = session.execute(_OF_NAMES, {"names": list(names)})
-    of_name = dict(rows.tuples().all())
+    of_name = dict(rows.all())
     known: dict[int, tuple[str, int | None]] = {}
     missing = set(of_name.values())
     for _ in range(MAX_DEPTH):
