@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from fakenode import GIB, NODE, gpu, mig
 from gpuslice import wire
-from gpuslice.broker import grant as grant_module
 from gpuslice.broker.devices import set_state, sync_inventory
+from gpuslice.broker.fleetcache import FleetCache
 from gpuslice.broker.grant import GrantRules, grant
 from gpuslice.broker.verify import verify
 from gpuslice.errors import Refused
@@ -271,16 +271,16 @@ def test_a_grant_on_an_outdated_view_is_made_again(
     database = Database(postgres_database())
     migrate.upgrade(database.engine)
     fleet = Fleet(database, [gpu("GPU-0", 0)])
-    real, raced = grant_module.place, []
+    real, raced = FleetCache.place, []
 
-    def place(*args: object, **more: object) -> object:
-        found = real(*args, **more)  # type: ignore[arg-type]
+    def place(*args: object) -> object:
+        found = real(*args)  # type: ignore[arg-type]
         if not raced:
             raced.append(True)
             fleet.grant("other", "whole")
         return found
 
-    monkeypatch.setattr(grant_module, "place", place)
+    monkeypatch.setattr(FleetCache, "place", place)
     with pytest.raises(Refused, match="in use"):
         fleet.grant("u", "whole")
     assert [lease.user_name for lease in fleet.leases()] == ["other"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpuslice.broker import broker as broker_module
-from gpuslice.broker import grant, lifecycle, reconcile, reconciler
+from gpuslice.broker import fleetcache, grant, lifecycle, reconcile, reconciler
 from gpuslice.ledger import billing, segments
 from gpuslice.units import cost_u
 
@@ -123,13 +123,17 @@ def _user_pays_for_stopping(patch: pytest.MonkeyPatch) -> None:
 
 def _two_tenants(patch: pytest.MonkeyPatch) -> None:
     """Places on a device without looking at who is there."""
-    real = grant.fleet_snapshot
+    real = fleetcache.FleetCache.look
 
-    def blind(session: Any, reserve: int) -> Any:
-        fleet = real(session, reserve)
-        return replace(fleet, devices=tuple(replace(d, claims=()) for d in fleet.devices))
+    def blind(self: Any, session: Any, reserve: int) -> Any:
+        seen = real(self, session, reserve)
+        return replace(seen, nodes=tuple(map(_emptied, seen.nodes)))
 
-    patch.setattr(grant, "fleet_snapshot", blind)
+    patch.setattr(fleetcache.FleetCache, "look", blind)
+
+
+def _emptied(node: Any) -> Any:
+    return replace(node, devices=tuple(replace(one, claims=()) for one in node.devices))
 
 
 def _pay_twice(patch: pytest.MonkeyPatch) -> None:

@@ -25,23 +25,24 @@ def _admission_skips_the_groups_total(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_totals", lambda *_: ())
 
 
+def _holding(**other: int) -> Any:
+    """The counters, with something else in place of what is held."""
+    real = counters.held_by
+    return _With(
+        counters,
+        held_by=lambda *given: {key: replace(one, **other) for key, one in real(*given).items()},
+    )
+
+
 def _guard_without_held(patch: pytest.MonkeyPatch) -> None:
     """What others have reserved does not count."""
-    real = counters.held
-    patch.setattr(
-        admission,
-        "counters",
-        _With(counters, held=lambda *given: replace(real(*given), held_u=0, held_gpu_us=0)),
-    )
+    patch.setattr(admission, "counters", _holding(held_u=0, held_gpu_us=0))
     patch.setattr(admission, "_guards", lambda check: [])
 
 
 def _active_is_not_counted(patch: pytest.MonkeyPatch) -> None:
     """Limits on slices at a time look at nothing."""
-    real = counters.held
-    patch.setattr(
-        admission, "counters", _With(counters, held=lambda *given: replace(real(*given), active=0))
-    )
+    patch.setattr(admission, "counters", _holding(active=0))
     patch.setattr(admission, "_guards", lambda check: [])
 
 

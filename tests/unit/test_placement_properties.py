@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -16,11 +17,23 @@ from gpuslice.placement import (
     FleetSnapshot,
     HostSnapshot,
     MigInstance,
+    NodeAnswers,
+    NodeSnapshot,
+    NoPlace,
     Placement,
     capacity,
     host_overlaps,
     overlaps,
     place,
+)
+from gpuslice.placement.place import (
+    _REASONS,
+    _Fit,
+    _fit,
+    _free_ram,
+    _host_refusal,
+    _Order,
+    _placement,
 )
 from gpuslice.units import GIB
 from gpuslice.wire import DeviceState, Enforcement, SliceKind
@@ -366,6 +379,116 @@ def test_capacity_is_what_placing_finds(fleet, data) -> None:
             fleet = with_claims(fleet, found)
     counted = capacity(fleet, kind, reserve_bytes=RESERVE, ceilings=CEILINGS)
     assert counted == (_fill(fleet, kind), _fill(bare, kind))
+
+
+# --- asked node by node ----------------------------------------------------------------------
+
+
+def full_scan(
+    fleet: FleetSnapshot, kind: SliceType, ceilings: Mapping[str, Enforcement]
+) -> Placement | NoPlace:
+    """The reference: every device and every host is looked at, every time."""
+    hosts = {host.node_id: host for host in fleet.hosts}
+    refused: set[str] = set()
+    fits: list[tuple[tuple, _Fit | None, HostSnapshot]] = []
+    if kind.kind is SliceKind.CPU:
+        for host in fleet.hosts:
+            why = _host_refusal(host, kind)
+            if why is None:
+                fits.append(((_free_ram(host), host.node_id), None, host))
+            else:
+                refused.add(why)
+    else:
+        for device in fleet.devices:
+            ceiling = ceilings.get(device.node_id, Enforcement.ADVISORY)
+            fit = _fit(device, kind, RESERVE, ceiling)
+            on = hosts.get(device.node_id)
+            if isinstance(fit, str):
+                refused.add(fit)
+            elif on is None:
+                refused.add("host-down")
+            elif (why := _host_refusal(on, kind)) is not None:
+                refused.add(why)
+            else:
+                order = _Order(*fit.order, _free_ram(on), device.node_id, device.uuid)
+                fits.append((order, fit, on))
+    if fits:
+        _, fit, host = min(fits, key=lambda one: one[0])
+        return _placement(fit, host, kind, ceilings, "")
+    nothing = "host-down" if kind.kind is SliceKind.CPU else "no-such-device"
+    slug = next((one for one in _REASONS if one in refused), nothing)
+    return NoPlace(slug, _REASONS[slug])
+
+
+@st.composite
+def wide_fleets(draw: st.DrawFn) -> FleetSnapshot:
+    """Some small fleets beside each other."""
+    parts = [draw(fleets()) for _ in range(draw(st.integers(1, 4)))]
+    return FleetSnapshot(
+        tuple(
+            replace(host, node_id=f"{number}{host.node_id}")
+            for number, part in enumerate(parts) for host in part.hosts
+        ),
+        tuple(
+            replace(device, node_id=f"{number}{device.node_id}", uuid=f"{number}{device.uuid}")
+            for number, part in enumerate(parts) for device in part.devices
+        ),
+    )  # fmt: skip
+
+
+def as_nodes(fleet: FleetSnapshot, before: list[NodeSnapshot]) -> list[NodeSnapshot]:
+    """The fleet's nodes; one that has not changed stays the same object."""
+    known = {node.node_id: node for node in before}
+    hosts = {host.node_id: host for host in fleet.hosts}
+    found = []
+    for name in sorted({*hosts, *(device.node_id for device in fleet.devices)}):
+        host = hosts.get(name)
+        devices = tuple(device for device in fleet.devices if device.node_id == name)
+        old = known.get(name)
+        same = old is not None and (old.host, old.devices) == (host, devices)
+        found.append(old if old is not None and same else NodeSnapshot(name, host, devices))
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(fleet=wide_fleets(), data=st.data())
+def test_asking_node_by_node_finds_what_a_full_scan_finds(fleet, data) -> None:
+    """With one memory through grants, releases, sick devices and hosts, and other ceilings."""
+    answers = NodeAnswers()
+    nodes: list[NodeSnapshot] = []
+    levels = st.sampled_from([Enforcement.EXCLUSIVE, Enforcement.ADVISORY])
+    ceilings: dict[str, Enforcement] = {}
+    live: list[str] = []
+    # Few of them, so that the same is asked again after something has changed.
+    kinds = data.draw(st.lists(kinds_for(fleet), min_size=1, max_size=2))
+    for number in range(data.draw(st.integers(1, 15))):
+        nodes = as_nodes(fleet, nodes)
+        kind = data.draw(st.sampled_from(kinds))
+        found = answers.place(nodes, kind, reserve_bytes=RESERVE, ceilings=ceilings)
+        assert found == full_scan(fleet, kind, ceilings)
+        assert found == place(fleet, kind, reserve_bytes=RESERVE, ceilings=ceilings)
+        match data.draw(
+            st.sampled_from(["grant", "grant", "release", "device", "host", "ceiling"])
+        ):
+            case "grant" if isinstance(found, Placement):
+                taken = place(
+                    fleet, kind, reserve_bytes=RESERVE, ceilings=ceilings, lease_id=f"l{number}"
+                )
+                fleet = with_claims(fleet, taken)
+                live.append(f"l{number}")
+            case "release" if live:
+                fleet = without_claims(fleet, live.pop(data.draw(st.integers(0, 30)) % len(live)))
+            case "device":
+                at = data.draw(st.integers(0, len(fleet.devices) - 1))
+                fleet = with_change(fleet, at, data.draw(st.one_of(STATES, st.none())))
+            case "host":
+                at = data.draw(st.integers(0, len(fleet.hosts) - 1))
+                state = data.draw(STATES)
+                hosts = [replace(h, state=state) if i == at else h
+                         for i, h in enumerate(fleet.hosts)]  # fmt: skip
+                fleet = replace(fleet, hosts=tuple(hosts))
+            case "ceiling":
+                ceilings = ceilings | {data.draw(st.sampled_from(nodes)).node_id: data.draw(levels)}
 
 
 def _fill(fleet: FleetSnapshot, kind: SliceType) -> int:

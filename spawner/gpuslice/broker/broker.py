@@ -28,6 +28,7 @@ from gpuslice.broker import (
 )
 from gpuslice.broker.core import Core, Hub
 from gpuslice.broker.devicedesk import DeviceDesk
+from gpuslice.broker.fleetcache import FleetCache
 from gpuslice.broker.hostlock import HostLock
 from gpuslice.broker.housekeeping import EVERY_S, Housekeeping
 from gpuslice.broker.moneydesk import MoneyDesk
@@ -84,6 +85,7 @@ class Broker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._inventory: wire.Inventory | None = None
         self._catalogue = SliceCatalogue((), ())
+        self._fleets = FleetCache()
         #: Why nothing may be granted on a node now, by (node, source of the reason).
         self._closed: dict[tuple[str, str], str] = {}
         self._draining: str | None = None
@@ -422,7 +424,7 @@ class Broker:
             start_timeout_us=int(timing.start_timeout_s * 1e6),
             hold_horizon_us=self._billing.hold_horizon_us, timezone=self._settings.timezone,
             currency=self._settings.currency, closed_nodes=closed,
-            reservation_lead_us=int(timing.reservation_lead_s * 1e6),
+            reservation_lead_us=int(timing.reservation_lead_s * 1e6), fleets=self._fleets,
         )  # fmt: skip
 
     async def offers(self, user: str | None, groups: Sequence[str] = ()) -> list[wire.Offer]:

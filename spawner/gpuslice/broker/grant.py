@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.broker import reserved
-from gpuslice.broker.snapshot import HOST, ceilings, fleet_snapshot
+from gpuslice.broker.fleetcache import FleetCache
+from gpuslice.broker.snapshot import HOST, fleet_of
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, SliceType
 from gpuslice.ledger import accounts, billing
 from gpuslice.ledger.database import Conflict
-from gpuslice.ledger.tables import LIVE_STATES, Claim, Device, Lease, LeaseAccount
+from gpuslice.ledger.tables import IS_LIVE, Claim, Device, Lease, LeaseAccount
 from gpuslice.placement import Claim as PlannedClaim
-from gpuslice.placement import FleetSnapshot, NoPlace, Placement, capacity, place
+from gpuslice.placement import (
+    FleetSnapshot,
+    NodeSnapshot,
+    NoPlace,
+    Placement,
+    capacity,
+    place,
+)
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import earliest
 from gpuslice.placement.reserved import set_aside
@@ -47,6 +55,8 @@ class GrantRules:
     closed_nodes: dict[str, str]
     #: So long before a reservation begins, who else takes its place needs an end before that.
     reservation_lead_us: int = 0
+    #: What this process has seen of the fleet before.
+    fleets: FleetCache = field(default_factory=FleetCache, compare=False, repr=False)
 
 
 def grant(
@@ -86,11 +96,18 @@ def grant(
     session.add(lease)
     session.flush()
     chain = verdict.chain.account_ids
-    session.add_all(
-        LeaseAccount(lease_id=lease.id, account_id=account, depth=depth)
-        for depth, account in enumerate(chain)
+    session.execute(
+        _COUNTS_FOR,
+        [
+            {"lease_id": lease.id, "account_id": account, "depth": depth}
+            for depth, account in enumerate(chain)
+        ],
     )
-    _claim(session, lease, placement)
+    try:
+        _claim(session, lease, placement)
+    except Conflict:
+        rules.fleets.forget(placement.node_id)
+        raise
     billing.open_hold(session, lease, chain, verdict.hold_u, verdict.hold_gpu_us, now=now)
     return lease
 
@@ -104,8 +121,11 @@ def ask_of(request: LeaseRequest, wanted: SliceType, rules: GrantRules) -> Ask:
     )  # fmt: skip
 
 
+_OF_ATTEMPT = sa.select(Lease).where(Lease.attempt == sa.bindparam("attempt"))
+
+
 def _same_attempt(session: Session, request: LeaseRequest) -> Lease | None:
-    known = session.scalar(sa.select(Lease).where(Lease.attempt == request.attempt))
+    known = session.scalar(_OF_ATTEMPT, {"attempt": request.attempt})
     if known is None:
         return None
     asked = (request.user, request.server, request.slice)
@@ -137,15 +157,16 @@ def slice_type_of(name: str, catalogue: SliceCatalogue) -> SliceType:
     )
 
 
+_LIVE_STATE = sa.select(Lease.state).where(
+    Lease.account_id == sa.bindparam("account"),
+    Lease.server_name == sa.bindparam("server"),
+    IS_LIVE,
+)
+
+
 def _no_live_lease(session: Session, account_id: int, server: str) -> None:
     """One live lease per named server, whatever the limits; the unique index says so too."""
-    state = session.scalar(
-        sa.select(Lease.state).where(
-            Lease.account_id == account_id,
-            Lease.server_name == server,
-            Lease.state.in_(LIVE_STATES),
-        )
-    )
+    state = session.scalar(_LIVE_STATE, {"account": account_id, "server": server})
     if state is None:
         return
     if state in (LeaseState.GRANTED, LeaseState.RUNNING):
@@ -170,10 +191,9 @@ def _place(
     session: Session, wanted: SliceType, rules: GrantRules, groups: Sequence[str],
     longest_us: int | None, now: int,
 ) -> Placement:  # fmt: skip
-    fleet = fleet_snapshot(session, rules.host_reserve_ram)
-    fleet = without_nodes(fleet, rules.closed_nodes)
-    limits = ceilings(session)
-    if not fleet.hosts:
+    seen = rules.fleets.look(session, rules.host_reserve_ram)
+    nodes = [node for node in seen.nodes if node.node_id not in rules.closed_nodes]
+    if all(node.host is None for node in nodes):
         why = "; ".join(sorted(set(rules.closed_nodes.values()))) or "no node has reported yet"
         raise Refused(
             "runtime-unavailable",
@@ -181,8 +201,12 @@ def _place(
             status=503,
             retry_after_s=FULL_RETRY_S,
         )
-    booked = bookings(session, rules, now=now, til_us=now + rules.reservation_lead_us + 1)
+    limits = seen.ceilings
     placing = Rules(rules.reserve_bytes, limits)
+    booked = bookings(session, rules, now=now, til_us=now + rules.reservation_lead_us + 1)
+    if not any(keep.binds(now, longest_us) for keep in booked.keeps(groups)):
+        return _place_anywhere(nodes, wanted, rules, placing)
+    fleet = fleet_of(nodes)
     left = booked.left(fleet, groups, placing, at=now, longest_us=longest_us)
     found = place(left, wanted, reserve_bytes=rules.reserve_bytes, ceilings=limits)
     if isinstance(found, Placement):
@@ -204,6 +228,26 @@ def _place(
     room_us = _room_before(fleet, wanted, binding, placing, now)
     binding = takes_from(fleet, wanted, binding, placing)
     raise refuse_reserved(wanted, binding, free, room_us, again, now)
+
+
+def _place_anywhere(
+    nodes: Sequence[NodeSnapshot], wanted: SliceType, rules: GrantRules, placing: Rules
+) -> Placement:
+    """Where nothing is kept for others: as `place` on the whole fleet, on what has changed of it.
+
+    Raises:
+        Refused: there is no place.
+    """
+    found = rules.fleets.place(nodes, wanted, placing)
+    if isinstance(found, Placement):
+        return found
+    free = [
+        other.name
+        for other in rules.catalogue.types
+        if other.name != wanted.name
+        and isinstance(rules.fleets.place(nodes, other, placing), Placement)
+    ]
+    raise refuse_place(wanted, found, free)
 
 
 def takes_from(
@@ -303,15 +347,19 @@ def refuse_place(wanted: SliceType, why: NoPlace, free: Sequence[str]) -> Refuse
     )
 
 
+_LEASED = sa.select(Device.model, Device.memory_bytes, Device.simulated).where(
+    Device.node_id == sa.bindparam("node"), Device.id == sa.bindparam("device")
+)
+
+
 def _lease(
     session: Session, request: LeaseRequest, verdict: Verdict, wanted: SliceType,
     placement: Placement, rules: GrantRules, now: int,
 ) -> Lease:  # fmt: skip
-    device = (
-        session.get(Device, (placement.node_id, placement.leased_uuid))
-        if placement.leased_uuid
-        else None
-    )
+    device = None
+    if placement.leased_uuid is not None:
+        of = {"node": placement.node_id, "device": placement.leased_uuid}
+        device = session.execute(_LEASED, of).one()
     claim = placement.device_claim
     shared = claim is not None and not claim.whole and claim.mig_uuid is None
     memory = claim.memory_bytes if claim is not None and shared else None
@@ -334,6 +382,13 @@ def _lease(
     )  # fmt: skip
 
 
+# Rows that nobody needs as objects are written as such: that is a fraction of the time.
+_COUNTS_FOR, _TAKE = (
+    sa.insert(model.__table__)  # type: ignore[arg-type]
+    for model in (LeaseAccount, Claim)
+)
+
+
 def _claim(session: Session, lease: Lease, placement: Placement) -> None:
     """Write the claims, each together with the guarded raise of its device's version."""
     node_id = placement.node_id
@@ -343,30 +398,39 @@ def _claim(session: Session, lease: Lease, placement: Placement) -> None:
     if placement.device_uuid is not None:
         assert placement.device_claim is not None and placement.device_version is not None
         wanted.append((placement.device_uuid, placement.device_version, placement.device_claim))
-    for device_id, version, claim in sorted(wanted, key=lambda item: item[0]):
+    wanted.sort(key=lambda item: item[0])
+    for device_id, version, _ in wanted:
         _raise_version(session, node_id, device_id, version)
-        session.add(
-            Claim(
-                lease_id=lease.id, node_id=node_id, device_id=device_id, whole=claim.whole,
-                memory_bytes=claim.memory_bytes, share_milli=claim.share_milli,
-                mig_id=claim.mig_uuid, mig_start=claim.mig_start, mig_size=claim.mig_size,
-                cpu_milli=claim.cpu_milli, ram_bytes=claim.ram_bytes, taken_version=version + 1,
-            )
-        )  # fmt: skip
-    session.flush()
+    session.execute(
+        _TAKE,
+        [
+            {
+                "lease_id": lease.id, "node_id": node_id, "device_id": device_id,
+                "whole": claim.whole, "memory_bytes": claim.memory_bytes,
+                "share_milli": claim.share_milli, "mig_id": claim.mig_uuid,
+                "mig_start": claim.mig_start, "mig_size": claim.mig_size,
+                "cpu_milli": claim.cpu_milli, "ram_bytes": claim.ram_bytes,
+                "taken_version": version + 1,
+            }
+            for device_id, version, claim in wanted
+        ],
+    )  # fmt: skip
+
+
+_RAISE = (
+    sa.update(Device)
+    .where(
+        Device.node_id == sa.bindparam("node"), Device.id == sa.bindparam("device"),
+        Device.version == sa.bindparam("seen"), Device.state == "ok",
+    )
+    .values(version=Device.version + 1)
+    .execution_options(synchronize_session=False)
+)  # fmt: skip
 
 
 def _raise_version(session: Session, node_id: str, device_id: str, version: int) -> None:
     """The guard against granting on an outdated view: no row changed means reread and retry."""
-    raised = session.execute(
-        sa.update(Device)
-        .where(
-            Device.node_id == node_id, Device.id == device_id,
-            Device.version == version, Device.state == "ok",
-        )
-        .values(version=version + 1)
-        .execution_options(synchronize_session=False)
-    )  # fmt: skip
+    raised = session.execute(_RAISE, {"node": node_id, "device": device_id, "seen": version})
     if raised.rowcount != 1:  # type: ignore[attr-defined]
         raise Conflict(f"{node_id}/{device_id} changed since version {version}")
 

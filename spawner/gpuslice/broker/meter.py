@@ -92,17 +92,10 @@ def check(session: Session, epoch: int, *, now: int) -> None:
     Raises:
         EpochLost: another service has taken over; nothing of this transaction is kept.
     """
-    held: sa.ColumnElement[object] = Meter.__table__.c.epoch
     if shared(session):
-        # In the same statement, so that no write needs another round trip.
-        held = sa.func.set_config("idle_in_transaction_session_timeout", str(_IDLE_MS), True)
-    found = session.execute(
-        sa.update(Meter)
-        .where(Meter.id == 1, Meter.epoch == epoch)
-        .values(beat_us=_DATABASE_CLOCK if shared(session) else now)
-        .returning(held)
-        .execution_options(synchronize_session=False)
-    ).first()
+        found = session.execute(_CHECK_SHARED, {"mine": epoch, "idle_ms": str(_IDLE_MS)}).first()
+    else:
+        found = session.execute(_CHECK, {"mine": epoch, "now": now}).first()
     if found is None:
         raise EpochLost("another service has taken over this ledger")
 
@@ -153,6 +146,25 @@ def _lives(session: Session, row: Meter, now: int) -> bool:
 
 _DATABASE_CLOCK = sa.cast(
     sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp()) * SECOND_US), sa.BigInteger
+)
+
+
+_CHECK = (
+    sa.update(Meter)
+    .where(Meter.id == 1, Meter.epoch == sa.bindparam("mine"))
+    .values(beat_us=sa.bindparam("now"))
+    .returning(Meter.__table__.c.epoch)
+    .execution_options(synchronize_session=False)
+)
+_CHECK_SHARED = (
+    sa.update(Meter)
+    .where(Meter.id == 1, Meter.epoch == sa.bindparam("mine"))
+    .values(beat_us=_DATABASE_CLOCK)
+    # In the same statement, so that no write needs another round trip.
+    .returning(
+        sa.func.set_config("idle_in_transaction_session_timeout", sa.bindparam("idle_ms"), True)
+    )
+    .execution_options(synchronize_session=False)
 )
 
 

@@ -76,17 +76,20 @@ class Line:
     barred: Mapping[str, Refused]
 
 
+_LIVE = (
+    sa.select(QueueRequest)
+    .where(
+        QueueRequest.account_id == sa.bindparam("account"),
+        QueueRequest.server_name == sa.bindparam("server"),
+        QueueRequest.state.in_(WAITING_STATES),
+    )
+    .execution_options(populate_existing=True)
+)
+
+
 def live(session: Session, account_id: int, server: str) -> QueueRequest | None:
     """The request of a named server that is not over."""
-    return session.scalar(
-        sa.select(QueueRequest)
-        .where(
-            QueueRequest.account_id == account_id,
-            QueueRequest.server_name == server,
-            QueueRequest.state.in_(WAITING_STATES),
-        )
-        .execution_options(populate_existing=True)
-    )
+    return session.scalar(_LIVE, {"account": account_id, "server": server})
 
 
 def get(session: Session, request_id: str, user: str | None) -> QueueRequest:

@@ -139,18 +139,19 @@ def when(stretch: Stretch, timezone: str) -> str:
     return f"{start.strftime(_WHEN)} to {ends} ({til.tzname()})"
 
 
+_CURRENT = (
+    sa.select(Reservation)
+    .where(Reservation.cancelled_us.is_(None), Reservation.last_day >= sa.bindparam("oldest"))
+    .order_by(Reservation.id)
+    .execution_options(populate_existing=True)
+)
+
+
 def current(session: Session, now: int) -> list[Reservation]:
     """The reservations that are not cancelled and not over."""
     # Zones differ from UTC by less than a day, and a night ends a day later.
     oldest = (to_datetime(now).date() - timedelta(days=3)).isoformat()
-    return list(
-        session.scalars(
-            sa.select(Reservation)
-            .where(Reservation.cancelled_us.is_(None), Reservation.last_day >= oldest)
-            .order_by(Reservation.id)
-            .execution_options(populate_existing=True)
-        )
-    )
+    return list(session.scalars(_CURRENT, {"oldest": oldest}))
 
 
 def bookings(

@@ -68,11 +68,14 @@ def lease_grant(session: Session, lease: Lease, *, currency: str) -> wire.LeaseG
     )  # fmt: skip
 
 
+_HOST_CLAIM = sa.select(Claim).where(
+    Claim.lease_id == sa.bindparam("lease"), Claim.device_id == HOST
+)
+
+
 def host_claim(session: Session, lease_id: str) -> Claim:
     """What a lease holds of its host: processors and RAM."""
-    return session.scalars(
-        sa.select(Claim).where(Claim.lease_id == lease_id, Claim.device_id == HOST)
-    ).one()
+    return session.scalars(_HOST_CLAIM, {"lease": lease_id}).one()
 
 
 def live_lease(session: Session, user: str, server: str) -> Lease | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import NamedTuple
 
 from gpuslice.fleet import mig
@@ -59,9 +60,7 @@ class SliceType:
             return True
         if self.model_exact:
             return self.model == model
-        # Whole words: "L4" must not take in an L40S, nor "A10" an A100.
-        words = rf"(?<![a-z0-9]){re.escape(self.model.lower())}(?![a-z0-9])"
-        return re.search(words, model.lower()) is not None
+        return _has_words(model, self.model)
 
     def memory_on(self, device_bytes: int | None, reserve_bytes: int) -> int | None:
         """The cap in bytes that a share of this type has on a device of this size.
@@ -73,6 +72,14 @@ class SliceType:
         if self.memory_bytes is not None:
             return self.memory_bytes
         return max(0, device_bytes - reserve_bytes) * (self.share_milli or 0) // 1000
+
+
+@cache
+def _has_words(model: str, words: str) -> bool:
+    # Whole words: "L4" must not take in an L40S, nor "A10" an A100. Asked of every device at every
+    # grant, and there are few models.
+    pattern = rf"(?<![a-z0-9]){re.escape(words.lower())}(?![a-z0-9])"
+    return re.search(pattern, model.lower()) is not None
 
 
 @dataclass(frozen=True)

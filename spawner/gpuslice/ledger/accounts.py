@@ -24,15 +24,16 @@ _KIND: dict[str, Literal["user", "group", "platform"]] = {
 }
 
 
+_FIND = sa.select(AccountName.account_id).where(
+    AccountName.source == sa.bindparam("source"),
+    AccountName.name == sa.bindparam("name"),
+    AccountName.valid_til_us.is_(None),
+)
+
+
 def find(session: Session, source: str, name: str) -> int | None:
     """The id of the account that ``name`` means now, None if there is none."""
-    return session.scalar(
-        sa.select(AccountName.account_id).where(
-            AccountName.source == source,
-            AccountName.name == name,
-            AccountName.valid_til_us.is_(None),
-        )
-    )
+    return session.scalar(_FIND, {"source": source, "name": name})
 
 
 def find_or_open(session: Session, source: str, name: str, now: int) -> int:

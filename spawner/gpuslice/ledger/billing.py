@@ -144,16 +144,21 @@ def set_hold(session: Session, lease: Lease, amount_u: int, gpu_us: int, *, now:
     session.flush()
 
 
+_OPEN = sa.insert(Hold.__table__)  # type: ignore[arg-type]
+
+
 def open_hold(
     session: Session, lease: Lease, chain: list[int], amount_u: int, gpu_us: int, *, now: int
 ) -> None:
     """Note the reservation that admission has taken already, on every account of the chain."""
-    session.add_all(
-        Hold(lease_id=lease.id, account_id=account_id, amount_u=amount_u, gpu_us=gpu_us,
-             updated_us=now)
-        for account_id in chain
+    session.execute(
+        _OPEN,
+        [
+            {"lease_id": lease.id, "account_id": account_id, "amount_u": amount_u,
+             "gpu_us": gpu_us, "state": "open", "updated_us": now}
+            for account_id in chain
+        ],
     )  # fmt: skip
-    session.flush()
 
 
 def note_hold(session: Session, lease: Lease, amount_u: int, gpu_us: int, *, now: int) -> None:

@@ -61,24 +61,39 @@ def of_lease(session: Session, lease_id: str) -> list[int]:
     )
 
 
+_USED = (
+    sa.select(
+        AccountPeriod.account_id,
+        sa.func.sum(AccountPeriod.spent_u),
+        sa.func.sum(AccountPeriod.gpu_us),
+    )
+    .where(
+        AccountPeriod.account_id.in_(sa.bindparam("accounts", expanding=True)),
+        # Buckets have no slice type: with it, the key's order finds just the rows that count.
+        AccountPeriod.slice_type == "",
+        AccountPeriod.period == sa.bindparam("period"),
+        AccountPeriod.start_us >= sa.bindparam("start"),
+        AccountPeriod.start_us < sa.bindparam("til"),
+    )
+    .group_by(AccountPeriod.account_id)
+)
+#: Later than everything.
+_NEVER_US = (1 << 63) - 1
+
+
 def used(
     session: Session, account_ids: Collection[int], start_us: int, til_us: int | None = None
 ) -> dict[int, Used]:
     """What each account has used in ``[start_us, til_us)``; ``start_us`` 0: ever."""
-    if start_us <= 0 and til_us is None:
-        where = [AccountPeriod.period == LIFE, AccountPeriod.slice_type == ""]
-    else:
-        where = [AccountPeriod.period == BUCKET, AccountPeriod.start_us >= start_us]
-        if til_us is not None:
-            where.append(AccountPeriod.start_us < til_us)
+    ever = start_us <= 0 and til_us is None
     rows = session.execute(
-        sa.select(
-            AccountPeriod.account_id,
-            sa.func.sum(AccountPeriod.spent_u),
-            sa.func.sum(AccountPeriod.gpu_us),
-        )
-        .where(AccountPeriod.account_id.in_(account_ids), *where)
-        .group_by(AccountPeriod.account_id)
+        _USED,
+        {
+            "accounts": list(account_ids),
+            "period": LIFE if ever else BUCKET,
+            "start": 0 if ever else start_us,
+            "til": _NEVER_US if til_us is None else til_us,
+        },
     )
     found = {account_id: Used(int(spent), int(gpu)) for account_id, spent, gpu in rows}
     return {account_id: found.get(account_id, Used()) for account_id in account_ids}
@@ -107,6 +122,29 @@ def held(session: Session, account_id: int, slice_type: str = "") -> Held:
         )
     ).one_or_none()
     return Held() if row is None else Held(*row)
+
+
+_HELD_BY = sa.select(
+    AccountPeriod.account_id, AccountPeriod.slice_type, AccountPeriod.held_u,
+    AccountPeriod.held_gpu_us, AccountPeriod.active,
+).where(
+    AccountPeriod.account_id.in_(sa.bindparam("accounts", expanding=True)),
+    AccountPeriod.slice_type.in_(sa.bindparam("slice_types", expanding=True)),
+    AccountPeriod.period == LIFE,
+    AccountPeriod.start_us == 0,
+)  # fmt: skip
+
+
+def held_by(
+    session: Session, account_ids: Collection[int], slice_type: str
+) -> dict[tuple[int, str], Held]:
+    """What accounts hold now, of all slice types (under ``""``) and of one."""
+    rows = session.execute(
+        _HELD_BY, {"accounts": list(account_ids), "slice_types": ["", slice_type]}
+    )
+    found = {(one, name): Held(*figures) for one, name, *figures in rows}
+    names = ("", slice_type)
+    return {(one, name): found.get((one, name), Held()) for one in account_ids for name in names}
 
 
 def ensure(session: Session, account_id: int, slice_type: str = "") -> None:

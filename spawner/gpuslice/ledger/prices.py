@@ -28,14 +28,20 @@ class NoPriceError(Exception):
     """A slice type has no price at some moment; nothing is granted or billed without one."""
 
 
+_RATES = (
+    sa.select(Price.id, Price.effective_from_us, Price.rate_u_per_hour)
+    .where(
+        Price.price_list == sa.bindparam("price_list"),
+        Price.slice_type == sa.bindparam("slice_type"),
+    )
+    .order_by(Price.effective_from_us)
+)
+
+
 def rates(session: Session, price_list: str, slice_type: str) -> list[Rate]:
     """All prices of a slice type, oldest first."""
-    rows = session.scalars(
-        sa.select(Price)
-        .where(Price.price_list == price_list, Price.slice_type == slice_type)
-        .order_by(Price.effective_from_us)
-    )
-    return [Rate(row.id, row.effective_from_us, row.rate_u_per_hour) for row in rows]
+    rows = session.execute(_RATES, {"price_list": price_list, "slice_type": slice_type})
+    return [Rate(*row) for row in rows]
 
 
 def rate_at(known: list[Rate], moment: int) -> Rate:

@@ -15,6 +15,7 @@ instances, what is on offer (:mod:`gpuslice.fleet`).
 """
 
 from gpuslice.placement.check import host_overlaps, overlaps
+from gpuslice.placement.nodes import NodeAnswers
 from gpuslice.placement.place import Capacity, capacity, place
 from gpuslice.placement.snapshot import (
     Claim,
@@ -22,6 +23,7 @@ from gpuslice.placement.snapshot import (
     FleetSnapshot,
     HostSnapshot,
     MigInstance,
+    NodeSnapshot,
     NoPlace,
     Placement,
 )
@@ -34,6 +36,8 @@ __all__ = [
     "HostSnapshot",
     "MigInstance",
     "NoPlace",
+    "NodeAnswers",
+    "NodeSnapshot",
     "Placement",
     "capacity",
     "host_overlaps",

@@ -7,10 +7,9 @@ as anything measured for fleets like these (facts on placement, section 2).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpuslice.fleet import mig
 from gpuslice.fleet.enforcement import achieved, may_share
@@ -50,24 +49,66 @@ def place(
             ``advisory``.
         lease_id: what both claims of the placement carry.
     """
+    found = look(
+        fleet.hosts, fleet.devices, slice_type, reserve_bytes=reserve_bytes, ceilings=ceilings,
+        lease_id=lease_id,
+    )  # fmt: skip
+    return best([found], slice_type)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best place in a part of a fleet, or the slugs of all that stands against one there."""
+
+    #: What compares it with others for the same slice (the smallest is best), and the place.
+    best: tuple[tuple[Any, ...], Placement] | None
+    refused: frozenset[str]
+
+
+def look(
+    hosts: Iterable[HostSnapshot],
+    devices: Iterable[DeviceSnapshot],
+    slice_type: SliceType,
+    *,
+    reserve_bytes: int,
+    ceilings: Mapping[str, Enforcement],
+    lease_id: str = "",
+) -> Found:
+    """What a part of a fleet has for one slice; its devices' hosts have to be among ``hosts``."""
     if slice_type.kind is SliceKind.CPU:
-        return _place_cpu(fleet, slice_type, ceilings, lease_id)
-    hosts = {host.node_id: host for host in fleet.hosts}
-    fits: list[tuple[_Order, _Fit]] = []
-    refused: Counter[str] = Counter()
-    for device in fleet.devices:
+        return _look_at_hosts(hosts, slice_type, ceilings, lease_id)
+    room = {host.node_id: (host, _host_refusal(host, slice_type)) for host in hosts}
+    chosen: tuple[_Order, _Fit, HostSnapshot] | None = None
+    refused: set[str] = set()
+    for device in devices:
         ceiling = ceilings.get(device.node_id, Enforcement.ADVISORY)
         fit = _fit(device, slice_type, reserve_bytes, ceiling)
-        host = hosts.get(device.node_id)
-        why = fit if isinstance(fit, str) else _host_refusal(host, slice_type)
-        if why is not None:
-            refused[why] += 1
-        elif host is not None and isinstance(fit, _Fit):
-            fits.append((_Order(*fit.order, _free_ram(host), device.node_id, device.uuid), fit))
-    if not fits:
-        return _no_place(slice_type, refused)
-    _, best = min(fits, key=lambda entry: entry[0])
-    return _placement(best, hosts[best.device.node_id], slice_type, ceilings, lease_id)
+        if isinstance(fit, str):
+            refused.add(fit)
+            continue
+        host, why = room.get(device.node_id, (None, "host-down"))
+        if host is None or why is not None:
+            refused.add(why or "host-down")
+            continue
+        order = _Order(*fit.order, _free_ram(host), device.node_id, device.uuid)
+        if chosen is None or order < chosen[0]:
+            chosen = (order, fit, host)
+    if chosen is None:
+        return Found(None, frozenset(refused))
+    order, fit, host = chosen
+    placement = _placement(fit, host, slice_type, ceilings, lease_id)
+    return Found((order, placement), frozenset(refused))
+
+
+def best(found: Iterable[Found], slice_type: SliceType) -> Placement | NoPlace:
+    """The best place of all parts of a fleet, or why there is none in any."""
+    chosen: tuple[tuple[Any, ...], Placement] | None = None
+    refused: set[str] = set()
+    for one in found:
+        refused |= one.refused
+        if one.best is not None and (chosen is None or one.best[0] < chosen[0]):
+            chosen = one.best
+    return _no_place(slice_type, refused) if chosen is None else chosen[1]
 
 
 def capacity(
@@ -227,25 +268,27 @@ def _claimed_compute(device: DeviceSnapshot, claim: Claim) -> int:
 # --- hosts ----------------------------------------------------------------------------------
 
 
-def _place_cpu(
-    fleet: FleetSnapshot, wanted: SliceType, ceilings: Mapping[str, Enforcement], lease_id: str
-) -> Placement | NoPlace:
-    refused: Counter[str] = Counter()
-    fits: list[HostSnapshot] = []
-    for host in fleet.hosts:
+def _look_at_hosts(
+    hosts: Iterable[HostSnapshot], wanted: SliceType, ceilings: Mapping[str, Enforcement],
+    lease_id: str,
+) -> Found:  # fmt: skip
+    refused: set[str] = set()
+    fits: list[tuple[int, str, HostSnapshot]] = []
+    for host in hosts:
         why = _host_refusal(host, wanted)
         if why is None:
-            fits.append(host)
+            fits.append((_free_ram(host), host.node_id, host))
         else:
-            refused[why] += 1
+            refused.add(why)
     if not fits:
-        return _no_place(wanted, refused)
-    best = min(fits, key=lambda host: (_free_ram(host), host.node_id))
-    return _placement(None, best, wanted, ceilings, lease_id)
+        return Found(None, frozenset(refused))
+    ram, node_id, host = min(fits, key=lambda fit: fit[:2])
+    placement = _placement(None, host, wanted, ceilings, lease_id)
+    return Found(((ram, node_id), placement), frozenset(refused))
 
 
-def _host_refusal(host: HostSnapshot | None, wanted: SliceType) -> str | None:
-    if host is None or host.state is not DeviceState.OK:
+def _host_refusal(host: HostSnapshot, wanted: SliceType) -> str | None:
+    if host.state is not DeviceState.OK:
         return "host-down"
     if _free_cpu(host) < wanted.cpu_milli:
         return "host-cpu-full"
@@ -300,9 +343,9 @@ _REASONS: Mapping[str, str] = {
 }
 
 
-def _no_place(wanted: SliceType, refused: Mapping[str, int]) -> NoPlace:
+def _no_place(wanted: SliceType, refused: Collection[str]) -> NoPlace:
     nothing = "host-down" if wanted.kind is SliceKind.CPU else "no-such-device"
-    slug = next((slug for slug in _REASONS if refused.get(slug)), nothing)
+    slug = next((slug for slug in _REASONS if slug in refused), nothing)
     return NoPlace(slug, _REASONS[slug])
 
 

@@ -1,4 +1,4 @@
-"""The values that placement works on: claims, devices, hosts, a fleet, and its two answers."""
+"""The values that placement works on: claims, devices, hosts, nodes, a fleet, and two answers."""
 
 from __future__ import annotations
 
@@ -68,6 +68,19 @@ class HostSnapshot:
     version: int
     state: DeviceState = DeviceState.OK
     claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSnapshot:
+    """One node: its processors and RAM, if it has reported them, and its GPUs.
+
+    Never changed, so whoever has worked something out for one need not look at it again; two are
+    the same only if they are one object.
+    """
+
+    node_id: str
+    host: HostSnapshot | None
+    devices: tuple[DeviceSnapshot, ...]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ guarded updates, in ascending order of accounts, so what it was told still holds
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -140,7 +140,12 @@ def _verdict(session: Session, chain: Chain, ask: Ask, now: int) -> Verdict:
     price_list, rate = _price(session, holding.price_list, ask.slice_type, now)
     hold_u = cost_u(rate, length)
     hold_gpu_us = counters.gpu_us(0, length, ask.gpu_milli)
-    checks = tuple(_check(session, rule, ask, hold_u, hold_gpu_us, now) for rule in holding.rules)
+    now_held = counters.held_by(session, chain.account_ids, ask.slice_type)
+    more = {}
+    if any(rule.kind in ("gpu-hours", "money") for rule in holding.rules):
+        more = allowances(session, now, chain.account_ids)
+    state = _State(session, now_held, more, now)
+    checks = tuple(_check(state, rule, ask, hold_u, hold_gpu_us) for rule in holding.rules)
     return Verdict(
         chain=chain, effective=holding, checks=checks, price_list=price_list, hold_u=hold_u,
         hold_gpu_us=hold_gpu_us, hold_kind=holding.hold, session_us=holding.session_us,
@@ -184,38 +189,49 @@ def _price(session: Session, wanted: str | None, slice_type: str, now: int) -> t
     raise NoPriceError(f"slice type {slice_type} has no price")
 
 
-def _check(
-    session: Session, rule: Rule, ask: Ask, hold_u: int, hold_gpu_us: int, now: int
-) -> Check:
+@dataclass(frozen=True)
+class _State:
+    """What the checks of one chain look at."""
+
+    session: Session
+    #: By account and slice type, ``""`` for all types.
+    held: Mapping[tuple[int, str], counters.Held]
+    #: What administrators have added to limits for now, by their kind and account.
+    more: Mapping[tuple[str, int], int]
+    now: int
+
+
+def _check(state: _State, rule: Rule, ask: Ask, hold_u: int, hold_gpu_us: int) -> Check:
     match rule.kind:
         case "slice-types":
             ok = rule.allowed is None or ask.slice_type in rule.allowed
             return Check(rule, 0, 0, 1, rule.limit, ok)
         case "slices" | "slices-of-type":
-            active = counters.held(session, rule.account_id, rule.slice_type or "").active
+            active = state.held[rule.account_id, rule.slice_type or ""].active
             ok = rule.limit is None or active + 1 <= rule.limit
             return Check(rule, 0, active, 1, rule.limit, ok)
         case "credit":
-            held = counters.held(session, rule.account_id).held_u
-            left = credit.left(session, rule.account_id, now)
+            held = state.held[rule.account_id, ""].held_u
+            left = credit.left(state.session, rule.account_id, state.now)
             # What costs nothing needs no credit: a CPU slice may be free.
             ok = hold_u == 0 or held + hold_u <= left
             return Check(rule, 0, held, hold_u, left, ok)
-    return _periodic(session, rule, hold_u, hold_gpu_us, now)
+    return _periodic(state, rule, hold_u, hold_gpu_us)
 
 
-def _periodic(session: Session, rule: Rule, hold_u: int, hold_gpu_us: int, now: int) -> Check:
+def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check:
     """GPU-hours or money: what the period has seen, with what is reserved on top."""
+    session, now = state.session, state.now
     span = window(rule.period, zone_of(rule.zone), now)
     of_money = rule.kind == "money"
     used = counters.used(session, [rule.account_id], span.start_us)[rule.account_id]
-    held = counters.held(session, rule.account_id)
+    held = state.held[rule.account_id, ""]
     counted = used.spent_u if of_money else used.gpu_us
     reserved = held.held_u if of_money else held.held_gpu_us
     asked = hold_u if of_money else hold_gpu_us
     limit = rule.limit
     if limit is not None:
-        limit += allowed_more(session, rule, now)
+        limit += state.more.get((rule.kind, rule.account_id), 0)
     ok = limit is None or asked == 0 or counted + reserved + asked <= limit
     again = None
     if not ok and limit is not None:
@@ -225,27 +241,22 @@ def _periodic(session: Session, rule: Rule, hold_u: int, hold_gpu_us: int, now: 
     return Check(rule, counted, reserved, asked, limit, ok, again)
 
 
-def allowed_more(session: Session, rule: Rule, now: int) -> int:
-    """What administrators have added to this limit for now."""
-    kind = "money" if rule.kind == "money" else "gpu_hours"
-    return int(
-        session.scalar(
-            sa.select(sa.func.coalesce(sa.func.sum(Allowance.amount), 0)).where(
-                Allowance.account_id == rule.account_id, Allowance.kind == kind,
-                Allowance.from_us <= now, Allowance.til_us > now,
-            )
-        )
-        or 0
-    )  # fmt: skip
+_ALLOWED = (
+    sa.select(Allowance.kind, Allowance.account_id, sa.func.sum(Allowance.amount))
+    .where(Allowance.from_us <= sa.bindparam("now"), Allowance.til_us > sa.bindparam("now"))
+    .group_by(Allowance.kind, Allowance.account_id)
+)
+_ALLOWED_TO = _ALLOWED.where(Allowance.account_id.in_(sa.bindparam("accounts", expanding=True)))
 
 
-def allowances(session: Session, now: int) -> dict[tuple[str, int], int]:
-    """What is added to limits now, by their kind and account."""
-    rows = session.execute(
-        sa.select(Allowance.kind, Allowance.account_id, sa.func.sum(Allowance.amount))
-        .where(Allowance.from_us <= now, Allowance.til_us > now)
-        .group_by(Allowance.kind, Allowance.account_id)
-    )
+def allowances(
+    session: Session, now: int, account_ids: Collection[int] | None = None
+) -> dict[tuple[str, int], int]:
+    """What administrators have added to limits for now, by kind and account; None: to all."""
+    if account_ids is None:
+        rows = session.execute(_ALLOWED, {"now": now})
+    else:
+        rows = session.execute(_ALLOWED_TO, {"now": now, "accounts": list(account_ids)})
     return {(_KINDS[kind], account_id): int(amount) for kind, account_id, amount in rows}
 
 
@@ -274,55 +285,76 @@ def _of(rule: Rule, used: counters.Used) -> int:
 # --- taking -----------------------------------------------------------------------------------
 
 
+#: One lease and its reservation more on one row, if it is still within every limit.
+_TAKE = (
+    sa.update(AccountPeriod)
+    .where(
+        AccountPeriod.account_id == sa.bindparam("account"),
+        AccountPeriod.slice_type == sa.bindparam("of_type"),
+        AccountPeriod.period == counters.LIFE,
+        AccountPeriod.start_us == 0,
+        AccountPeriod.active + 1 <= sa.bindparam("most_active"),
+        AccountPeriod.held_u + sa.bindparam("more_u") <= sa.bindparam("most_u"),
+        AccountPeriod.held_gpu_us + sa.bindparam("more_gpu_us") <= sa.bindparam("most_gpu_us"),
+    )
+    .values(
+        active=AccountPeriod.active + 1,
+        held_u=AccountPeriod.held_u + sa.bindparam("more_u"),
+        held_gpu_us=AccountPeriod.held_gpu_us + sa.bindparam("more_gpu_us"),
+    )
+    .execution_options(synchronize_session=False)
+)
+#: What a row may hold at most where nothing limits it.
+_UNLIMITED = dict.fromkeys(("most_active", "most_u", "most_gpu_us"), (1 << 63) - 1)
+
+
 def _take(session: Session, verdict: Verdict, ask: Ask) -> None:
     """Count one more lease and its reservation on every account of the chain."""
     of_account: dict[int, list[Check]] = defaultdict(list)
     for check in verdict.checks:
         of_account[check.rule.account_id].append(check)
     for account_id in sorted(verdict.chain.account_ids):
-        checks = of_account[account_id]
-        _guarded(session, account_id, "", verdict, [
-            guard for check in checks for guard in _guards(check)
-        ])  # fmt: skip
-        _guarded(session, account_id, ask.slice_type, None, [
-            AccountPeriod.active + 1 <= check.limit
-            for check in checks
-            if check.rule.kind == "slices-of-type" and check.limit is not None
-        ])  # fmt: skip
+        most, of_type = dict(_UNLIMITED), dict(_UNLIMITED)
+        for check in of_account[account_id]:
+            guarded = of_type if check.rule.kind == "slices-of-type" else most
+            for name, limit in _guards(check):
+                guarded[name] = min(guarded[name], limit)
+        _guarded(session, account_id, "", verdict.hold_u, verdict.hold_gpu_us, most)
+        _guarded(session, account_id, ask.slice_type, 0, 0, of_type)
 
 
-def _guards(check: Check) -> list[sa.ColumnElement[bool]]:
+def _guards(check: Check) -> list[tuple[str, int]]:
+    """What a check bounds in the row that it looked at, and to how much."""
     if check.limit is None:
         return []
     match check.rule.kind:
-        case "slices":
-            return [AccountPeriod.active + 1 <= check.limit]
+        case "slices" | "slices-of-type":
+            return [("most_active", check.limit)]
         case "money" if check.asked:
-            return [AccountPeriod.held_u + check.asked <= check.limit - check.used]
+            return [("most_u", check.limit - check.used)]
         case "gpu-hours" if check.asked:
-            return [AccountPeriod.held_gpu_us + check.asked <= check.limit - check.used]
+            return [("most_gpu_us", check.limit - check.used)]
         case "credit" if check.asked:
-            return [AccountPeriod.held_u + check.asked <= check.limit]
+            return [("most_u", check.limit)]
     return []
 
 
 def _guarded(
-    session: Session, account_id: int, slice_type: str, verdict: Verdict | None,
-    guards: Sequence[sa.ColumnElement[bool]],
+    session: Session, account_id: int, slice_type: str, hold_u: int, hold_gpu_us: int,
+    most: Mapping[str, int],
 ) -> None:  # fmt: skip
+    row = {
+        "account": account_id, "of_type": slice_type, "more_u": hold_u,
+        "more_gpu_us": hold_gpu_us, **most,
+    }  # fmt: skip
+    if _hits(session, row):
+        return
+    # Its first lease (of this type), as a rule; else somebody was faster.
     counters.ensure(session, account_id, slice_type)
-    more = {"active": AccountPeriod.active + 1}
-    if verdict is not None:
-        more["held_u"] = AccountPeriod.held_u + verdict.hold_u
-        more["held_gpu_us"] = AccountPeriod.held_gpu_us + verdict.hold_gpu_us
-    taken = session.execute(
-        sa.update(AccountPeriod)
-        .where(
-            AccountPeriod.account_id == account_id, AccountPeriod.slice_type == slice_type,
-            AccountPeriod.period == counters.LIFE, AccountPeriod.start_us == 0, *guards,
-        )
-        .values(more)
-        .execution_options(synchronize_session=False)
-    )  # fmt: skip
-    if taken.rowcount != 1:  # type: ignore[attr-defined]
+    if not _hits(session, row):
         raise Conflict(f"the limits of account {account_id} changed under us")
+
+
+def _hits(session: Session, row: Mapping[str, object]) -> bool:
+    hit: bool = session.execute(_TAKE, row).rowcount == 1  # type: ignore[attr-defined]
+    return hit

@@ -8,7 +8,7 @@ is charged nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts
-from gpuslice.ledger.tables import Account
+from gpuslice.ledger.tables import Account, AccountName
 from gpuslice.quotas import policies
 from gpuslice.quotas.policies import Stored
 
@@ -66,11 +66,18 @@ def candidates(
         raise Refused(
             "not-in-group", f"You are not in the group {chosen[:64]!r}{mine}.", status=403
         )
-    everyone = policies.current(session, policies.EVERYONE)
-    own = Link(account_id, user, policies.current(session, f"user:{account_id}"))
+    names = sorted(set(groups))
+    upwards = _upwards(session, names)
+    held = policies.current_of(
+        session,
+        {policies.EVERYONE, f"user:{account_id}"}
+        | {f"group:{one}" for links in upwards for one, _ in links},
+    )
+    everyone = held.get(policies.EVERYONE)
+    own = Link(account_id, user, held.get(f"user:{account_id}"))
     found = {}
-    for name in sorted(set(groups)):
-        links = _upwards(session, name)
+    for name, accounts_up in zip(names, upwards, strict=True):
+        links = tuple(Link(one, label, held.get(f"group:{one}")) for one, label in accounts_up)
         if any(link.policy is not None for link in links):
             found[name] = Chain(own, links, everyone)
     # A group that limits nothing must not be a way around those that do.
@@ -85,14 +92,39 @@ def candidates(
     return chains or [Chain(own, (), everyone)]
 
 
-def _upwards(session: Session, name: str) -> tuple[Link, ...]:
-    """A group and the groups above it, as far as they have accounts."""
-    account_id = accounts.find(session, accounts.HUB_GROUP, name)
-    links: list[Link] = []
-    while account_id is not None and len(links) < MAX_DEPTH:
-        label, parent = session.execute(
-            sa.select(Account.label, Account.parent_id).where(Account.id == account_id)
-        ).one()
-        links.append(Link(account_id, label, policies.current(session, f"group:{account_id}")))
+_OF_NAMES = sa.select(AccountName.name, AccountName.account_id).where(
+    AccountName.source == accounts.HUB_GROUP,
+    AccountName.name.in_(sa.bindparam("names", expanding=True)),
+    AccountName.valid_til_us.is_(None),
+)
+_PARENTS = sa.select(Account.id, Account.label, Account.parent_id).where(
+    Account.id.in_(sa.bindparam("ids", expanding=True))
+)
+
+
+def _upwards(session: Session, names: Sequence[str]) -> list[list[tuple[int, str]]]:
+    """Each group with the groups above it, by number and label, as far as they have accounts."""
+    if not names:
+        return []
+    rows = session.execute(_OF_NAMES, {"names": list(names)})
+    of_name = dict(rows.all())
+    known: dict[int, tuple[str, int | None]] = {}
+    missing = set(of_name.values())
+    for _ in range(MAX_DEPTH):
+        if not missing:
+            break
+        found = session.execute(_PARENTS, {"ids": sorted(missing)})
+        known |= {one: (label, parent) for one, label, parent in found}
+        missing = {parent for _, parent in known.values() if parent is not None} - known.keys()
+    return [_up(of_name.get(name), known) for name in names]
+
+
+def _up(
+    account_id: int | None, known: Mapping[int, tuple[str, int | None]]
+) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    while account_id is not None and len(found) < MAX_DEPTH:
+        label, parent = known[account_id]
+        found.append((account_id, label))
         account_id = parent
-    return tuple(links)
+    return found

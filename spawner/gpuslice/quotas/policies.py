@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -43,6 +45,17 @@ def current(session: Session, subject: str) -> Stored | None:
         sa.select(Policy).where(Policy.subject == subject, Policy.valid_til_us.is_(None))
     )
     return None if row is None else _stored(row)
+
+
+_CURRENT_OF = sa.select(Policy).where(
+    Policy.subject.in_(sa.bindparam("subjects", expanding=True)), Policy.valid_til_us.is_(None)
+)
+
+
+def current_of(session: Session, subjects: Collection[str]) -> dict[str, Stored]:
+    """The versions that hold now of several subjects, as far as they have one."""
+    rows = session.scalars(_CURRENT_OF, {"subjects": sorted(subjects)})
+    return {row.subject: _stored(row) for row in rows}
 
 
 def at(session: Session, subject: str, moment: int) -> Stored | None:
@@ -97,10 +110,16 @@ def history(
 def _stored(row: Policy) -> Stored:
     return Stored(
         subject=row.subject, account_id=row.account_id, version=row.version,
-        document=PolicyDocument.model_validate_json(row.document),
+        document=_document(row.document),
         valid_from_us=row.valid_from_us, valid_til_us=row.valid_til_us, actor=row.actor,
         reason=row.reason,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _document(text: str) -> PolicyDocument:
+    """The document that a text is: read at every admission, and few are ever different."""
+    return PolicyDocument.model_validate_json(text)
 
 
 def set_policy(

@@ -214,6 +214,14 @@ def _tables() -> None:
         sqlite_where=sa.text("state IN ('waiting', 'offered', 'starting')"),
         postgresql_where=sa.text("state IN ('waiting', 'offered', 'starting')"),
     )
+    op.create_index(
+        "ix_claim_live",
+        "claim",
+        ["node_id", "device_id"],
+        unique=False,
+        sqlite_where=sa.text("released_version IS NULL"),
+        postgresql_where=sa.text("released_version IS NULL"),
+    )
 
 
 def _columns() -> None:
