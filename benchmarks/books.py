@@ -172,7 +172,7 @@ class _Maker:
             # Foreign keys are not looked up row by row.
             self._connection.exec_driver_sql("SET session_replication_role = replica")
         since = size.first_us - DAY_US
-        with Session(self._connection) as session:
+        with Session(self._connection, expire_on_commit=False) as session:
             self._platform(session, since)
             numbers = {
                 "first": self._first_account, "groups": size.groups, "users": size.users,
@@ -218,7 +218,7 @@ class _Maker:
         """Everybody's, each group's, and every tenth user's own."""
         size = self._size
         for subject, account_id, document in (
-            (policies.EVERYONE, None, {"each": {"slices": 4, "session_hours": 12}}),
+            (policies.EVERYONE, None, {"each": {"slices": 4, "session_hours": 10_000}}),
             *(
                 (policies.subject_of("group", account), account, _GROUP_POLICY)
                 for account in range(self._first_account, self._first_account + size.groups)
@@ -248,7 +248,7 @@ class _Maker:
         self._do(_SEGMENTS, price=price.id, rate=price.rate_u_per_hour, last=ENTRIES - 1)
         self._do(_ENTRIES, revenue=self._revenue, **numbers)
         self._do(_BUCKETS, **numbers)
-        with Session(self._connection) as session:
+        with Session(self._connection, expire_on_commit=False) as session:
             closes = midnight + DAY_US + closing.CLOSE_AFTER_US
             made = closing.next_digest(session, self._signer, closes)
             if made is None or not closing.add(session, made):
