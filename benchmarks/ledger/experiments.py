@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -29,6 +30,7 @@ T = TypeVar("T")
 ROUNDS = 15
 HOURS = 5
 ASKED = 300
+HEAD = ("median, ms", "all, ms", "processor, ms", "ratio")
 _CHUNK = 5_000
 _QUARTER = {"name": "quarter", "kind": "shared", "share": 0.25, "price": "0.875001"}
 
@@ -95,29 +97,27 @@ def heartbeat(url: str) -> str:
             raise SystemExit("these books have no lease that runs")
         there.do(there.broker.reconcile())  # statements are compiled once
         counter = Counter(there.database.engine)
-        plain = [seconds(lambda: _touch(there, together=True)) for _ in range(ROUNDS)]
-        alone = [seconds(lambda: _touch(there, together=False)) for _ in range(3)]
+        plain = [timed(lambda: _touch(there, together=True)) for _ in range(ROUNDS)]
+        alone = [timed(lambda: _touch(there, together=False)) for _ in range(3)]
         beats, hours = [], []
         counted = counter.counted()
         for _ in range(ROUNDS):
             there.now += 30 * SECOND_US
-            beats.append(seconds(lambda: there.do(there.broker.reconcile())))
+            beats.append(timed(lambda: there.do(there.broker.reconcile())))
         each = [new - old for new, old in zip(counter.counted(), counted, strict=True)]
         counted = counter.counted()
         for _ in range(HOURS):
             there.now += HOUR_US
-            hours.append(seconds(lambda: there.do(there.broker.reconcile())))
+            hours.append(timed(lambda: there.do(there.broker.reconcile())))
         hourly = [new - old for new, old in zip(counter.counted(), counted, strict=True)]
-    base = statistics.median(plain)
+    base = median(plain)
     rows = [
         row(f"one UPDATE of {count} rows, one transaction", plain, base, "1", "1"),
         row(f"{count} transactions of one such row", alone, base, str(count), str(count)),
         row(f"a comparison of {count} leases", beats, base, *per(each, ROUNDS)),
         row("the same when an hour is full: a segment each", hours, base, *per(hourly, HOURS)),
     ]
-    return table(
-        ["heartbeat", "median, ms", "all, ms", "ratio", "statements", "transactions"], rows
-    )
+    return table(["heartbeat", *HEAD, "statements", "transactions"], rows)
 
 
 class Counter:
@@ -178,17 +178,13 @@ def usage(url: str) -> str:
             ),
         }
         found = {
-            what: [seconds(lambda: there.do(_run(ask(name)))) for name in names]  # noqa: B023
+            what: [timed(lambda: there.do(_run(ask(name)))) for name in names]  # noqa: B023
             for what, ask in asked.items()
         }
         entries = there.database.read(lambda s: s.scalar(sa.select(sa.func.max(Entry.id)))) or 0
-    base = statistics.median(found["one lease by its key"])
-    rows = [
-        [what, f"{statistics.median(took) * 1e3:.2f}", f"{_p99(took) * 1e3:.2f}",
-         f"{statistics.median(took) / base:.1f}"]
-        for what, took in found.items()
-    ]  # fmt: skip
-    return table([f"of {entries:,} entries", "median, ms", "p99, ms", "ratio"], rows)
+    base = median(found["one lease by its key"])
+    rows = [row(what, took, base, f"{_p99(took) * 1e3:.2f}") for what, took in found.items()]
+    return table([f"of {entries:,} entries", *HEAD, "p99, ms"], rows)
 
 
 def _names(session: sa.orm.Session) -> tuple[list[str], list[str]]:
@@ -204,8 +200,8 @@ async def _run(job: Awaitable[T]) -> T:
     return await job
 
 
-def _p99(took: Sequence[float]) -> float:
-    return sorted(took)[int(len(took) * 0.99)]
+def _p99(took: Sequence[Took]) -> float:
+    return sorted(one.clock for one in took)[int(len(took) * 0.99)]
 
 
 # --- verify -------------------------------------------------------------------------------------
@@ -225,21 +221,23 @@ def verify(url: str) -> str:
         for _ in rows:
             count += 1
 
-    plain = seconds(lambda: database.read(read))
+    plain = timed(lambda: database.read(read))
     database.close()
     after = peak_mib()
-    began = time.perf_counter()
-    problems = cli_verify(url)
-    took = time.perf_counter() - began
+    problems: list[str] = []
+    took = timed(lambda: problems.extend(cli_verify(url)))
     if problems:
         raise SystemExit(f"{len(problems)} problems, the first: {problems[0]}")
     rows = [
-        ["reading every entry", f"{plain:.1f}", "1.0", f"{plain / count * 1e6:.1f}",
-         f"{before:.0f} to {after:.0f}"],
-        ["gpuslice ledger verify", f"{took:.1f}", f"{took / plain:.1f}",
-         f"{took / count * 1e6:.1f}", f"to {peak_mib():.0f}"],
+        [what, f"{one.clock:.1f}", f"{one.cpu:.1f}", f"{one.clock / plain.clock:.1f}",
+         f"{one.clock / count * 1e6:.1f}", memory]
+        for what, one, memory in (
+            ("reading every entry", plain, f"{before:.0f} to {after:.0f}"),
+            ("gpuslice ledger verify", took, f"to {peak_mib():.0f}"),
+        )
     ]  # fmt: skip
-    return table([f"{count:,} entries", "s", "ratio", "µs an entry", "peak of memory, MiB"], rows)
+    head = ["s", "processor, s", "ratio", "µs an entry", "peak of memory, MiB"]
+    return table([f"{count:,} entries", *head], rows)
 
 
 def peak_mib() -> float:
@@ -251,13 +249,29 @@ def peak_mib() -> float:
 # --- figures ------------------------------------------------------------------------------------
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+@dataclass(frozen=True)
+class Took:
+    """Seconds by the clock, and of this process's processor time, which others disturb less."""
+
+    clock: float
+    cpu: float
+
+
+def timed(work: Callable[[], object]) -> Took:
+    clock, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return Took(time.perf_counter() - clock, time.process_time() - cpu)
 
 
-def row(what: str, took: Sequence[float], base: float, *more: str) -> list[str]:
-    median = statistics.median(took)
-    spread = f"{min(took) * 1e3:.1f}-{max(took) * 1e3:.1f}"
-    return [what, f"{median * 1e3:.1f}", spread, f"{median / base:.1f}", *more]
+def median(took: Sequence[Took]) -> float:
+    return statistics.median(one.clock for one in took)
+
+
+def row(what: str, took: Sequence[Took], base: float, *more: str) -> list[str]:
+    """Median, extremes, processor time (ms each), and the ratio of the medians."""
+    low, high = min(one.clock for one in took), max(one.clock for one in took)
+    cpu = statistics.median(one.cpu for one in took)
+    return [
+        what, f"{median(took) * 1e3:.2f}", f"{low * 1e3:.2f}-{high * 1e3:.2f}", f"{cpu * 1e3:.2f}",
+        f"{median(took) / base:.1f}", *more,
+    ]  # fmt: skip

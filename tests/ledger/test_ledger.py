@@ -247,7 +247,7 @@ def test_verify_sees(world: World, what: str) -> None:
     a_bill(world)
     assert world.problems() == []
     with world.database.engine.begin() as connection:
-        for statement in triggers.drop(connection.dialect.name, FACTS):
+        for statement in triggers.drop(connection.dialect.name, FACTS, first=False):
             connection.execute(sa.text(statement))
         connection.execute(sa.text(CORRUPTIONS[what]))
     assert world.problems(), what

@@ -247,9 +247,10 @@ def accrued(session: Session, lease: Lease, timezones: Collection[str]) -> tuple
     )
     user, platform = int(paid.get("user", 0)), int(paid.get("writeoff", 0))
     if None not in (lease.started_us, lease.billed_us, lease.covered_us):
-        assert lease.covered_us is not None
-        known = rates(session, lease.price_list, lease.slice_type)
-        open_part = _pieces(lease, lease.covered_us, known, final=True, timezones=timezones)
-        user += segments.total(open_part, "user")
-        platform += sum(piece.amount_u for piece in open_part if piece.payer != "user")
+        assert lease.covered_us is not None and lease.billed_us is not None
+        if lease.covered_us > lease.billed_us:
+            known = rates(session, lease.price_list, lease.slice_type)
+            open_part = _pieces(lease, lease.covered_us, known, final=True, timezones=timezones)
+            user += segments.total(open_part, "user")
+            platform += sum(piece.amount_u for piece in open_part if piece.payer != "user")
     return user, platform

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
@@ -51,11 +51,16 @@ def verify(session: Session) -> list[str]:
     ]
 
 
+def _rows(session: Session, query: sa.Select[*tuple[Any, ...]]) -> Iterator[_Row]:
+    """The rows of a query, some at a time, and without what makes objects of them."""
+    return iter(session.connection().execute(query, execution_options={"yield_per": _CHUNK}))
+
+
 class _Sorted(Generic[_K]):
     """The rows of a query that is in the order of its first column, taken by its values."""
 
     def __init__(self, session: Session, query: sa.Select[*tuple[Any, ...]]) -> None:
-        self._rows = iter(session.execute(query.execution_options(yield_per=_CHUNK)))
+        self._rows = _rows(session, query)
         self._next: _Row | None = next(self._rows, None)
 
     @property
@@ -90,19 +95,24 @@ _ENTRY = (
 )  # fmt: skip
 
 
+class _Price(NamedTuple):
+    number: int
+    from_us: int
+    rate_u_per_hour: int
+
+
 @dataclass
 class _Prices:
     """The prices of one list and slice type, oldest first."""
 
     starts: list[int] = field(default_factory=list)
-    prices: list[Price] = field(default_factory=list)
+    prices: list[_Price] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Facts:
     """What is small and needed for every lease."""
 
-    prices: Mapping[int, Price]
     lists: Mapping[tuple[str, str], _Prices]
     platform: Mapping[str, int | None]
     #: Whose each credit is.
@@ -111,10 +121,8 @@ class _Facts:
 
 def _leases(session: Session) -> Iterator[str]:
     """Each lease with its segments, their entries, and the accounts that it counts for."""
-    prices = {price.id: price for price in session.scalars(sa.select(Price))}
     facts = _Facts(
-        prices=prices,
-        lists=_price_lists(prices),
+        lists=_price_lists(session),
         platform={name: accounts.find(session, accounts.OURS, name) for name in accounts.PLATFORM},
         owners=dict(session.execute(sa.select(CreditGrant.id, CreditGrant.account_id)).all()),
     )
@@ -130,10 +138,7 @@ def _leases(session: Session) -> Iterator[str]:
             LeaseAccount.lease_id, LeaseAccount.depth
         ),
     )
-    leases = session.execute(
-        sa.select(*_LEASE).order_by(Lease.id).execution_options(yield_per=_CHUNK)
-    )
-    for lease in leases:
+    for lease in _rows(session, sa.select(*_LEASE).order_by(Lease.id)):
         yield from _of_nobody(paid, lease.id)
         while counts.key is not None and counts.key < lease.id:
             counts.take(counts.key)
@@ -143,10 +148,9 @@ def _leases(session: Session) -> Iterator[str]:
         # A segment has a row for each entry that pays it.
         mine = list({row.id: row for row in rows}.values())
         yield from _tiles(lease, mine)
-        known = facts.lists.get((lease.price_list, lease.slice_type), _Prices())
-        for segment in mine:
-            yield from _priced(lease, segment, facts.prices, known)
-        yield from _paid(lease, chain, rows, facts)
+        pays = _Pays.of(lease)
+        yield from _priced(lease, mine, facts.lists, pays)
+        yield from _paid(lease, chain, rows, facts, pays)
     yield from _of_nobody(paid, None)
 
 
@@ -160,12 +164,12 @@ def _of_nobody(paid: _Sorted[str], before: str | None) -> Iterator[str]:
                 yield f"segment {segment_id} costs {amount} but 0 was paid"
 
 
-def _price_lists(prices: Mapping[int, Price]) -> dict[tuple[str, str], _Prices]:
+def _price_lists(session: Session) -> dict[tuple[str, str], _Prices]:
     found: dict[tuple[str, str], _Prices] = defaultdict(_Prices)
-    for price in sorted(prices.values(), key=lambda price: price.effective_from_us):
+    for price in session.scalars(sa.select(Price).order_by(Price.effective_from_us)):
         mine = found[price.price_list, price.slice_type]
         mine.starts.append(price.effective_from_us)
-        mine.prices.append(price)
+        mine.prices.append(_Price(price.id, price.effective_from_us, price.rate_u_per_hour))
     return found
 
 
@@ -201,75 +205,93 @@ def _tiles(lease: _Row, mine: list[_Row]) -> Iterator[str]:
         yield f"{where}: billed to {at} but seen alive only to {lease.covered_us}"
 
 
-def _priced(
-    lease: _Row, segment: _Row, prices: Mapping[int, Price], known: _Prices
-) -> Iterator[str]:
-    """The price is the one in force, for the whole segment, and the amount follows from it."""
-    where = f"segment {segment.id} of lease {lease.id}"
-    price = prices.get(segment.price_id)
-    following = bisect_right(known.starts, segment.from_us)
-    if price is None or not following or known.prices[following - 1].id != price.id:
-        yield f"{where}: price {segment.price_id} was not in force at {segment.from_us}"
-        return
-    if following < len(known.starts) and known.starts[following] < segment.til_us:
-        yield f"{where} spans a change of price"
-    if lease.started_us is None:
-        return  # which is told already
-    origin = max(lease.started_us, price.effective_from_us)
-    before = price.rate_u_per_hour * (segment.from_us - origin) // 3_600_000_000
-    after = price.rate_u_per_hour * (segment.til_us - origin) // 3_600_000_000
-    if segment.amount_u != after - before:
-        yield f"{where}: amount {segment.amount_u}, its time costs {after - before}"
-    absorbed, idle_til = _platform_pays(lease)
-    for mark in (absorbed, idle_til):
-        if mark is not None and segment.from_us < mark < segment.til_us:
-            yield f"{where} spans {mark}, from where another one pays"
-    payer = "user" if _payer(lease, segment.from_us) == "user" else "writeoff"
-    if segment.payer != payer:
-        yield f"{where}: paid by {segment.payer}, should be {payer}"
-
-
-def _platform_pays(lease: _Row) -> tuple[int | None, int | None]:
+class _Pays(NamedTuple):
     """From where the platform pays because a stop was due, and until where nobody had come."""
-    stops = [mark for mark in (lease.stop_requested_us, lease.absorbed_from_us) if mark is not None]
-    idle_til = lease.opened_us if lease.open_before_us is not None else None
-    return min(stops, default=None), idle_til
+
+    absorbed_us: int | None
+    idle_til_us: int | None
+
+    @classmethod
+    def of(cls, lease: _Row) -> _Pays:
+        stop, absorbed, idle_til = lease.stop_requested_us, lease.absorbed_from_us, None
+        if lease.open_before_us is not None:
+            idle_til = _NEVER if lease.opened_us is None else lease.opened_us
+        if stop is not None and (absorbed is None or stop < absorbed):
+            absorbed = stop
+        return cls(absorbed, idle_til)
+
+    def at(self, moment: int) -> str:
+        """Who pays what begins at a moment."""
+        if self.idle_til_us is not None and moment < self.idle_til_us:
+            return "idle"
+        if self.absorbed_us is not None and moment >= self.absorbed_us:
+            return "writeoff"
+        return "user"
 
 
-def _payer(lease: _Row, moment: int) -> str:
-    absorbed, _ = _platform_pays(lease)
-    unopened = lease.open_before_us is not None and (
-        lease.opened_us is None or moment < lease.opened_us
-    )
-    if unopened:
-        return "idle"
-    return "writeoff" if absorbed is not None and moment >= absorbed else "user"
+_NEVER = 1 << 62
 
 
-def _paid(lease: _Row, chain: list[int], rows: list[_Row], facts: _Facts) -> Iterator[str]:
+def _priced(
+    lease: _Row, mine: list[_Row], lists: Mapping[tuple[str, str], _Prices], pays: _Pays
+) -> Iterator[str]:
+    """Each price is the one in force, for the whole segment, and the amount follows from it."""
+    known = lists.get((lease.price_list, lease.slice_type))
+    started = lease.started_us
+    for segment in mine:
+        from_us, til_us = segment.from_us, segment.til_us
+        following = 0 if known is None else bisect_right(known.starts, from_us)
+        price = None if known is None or not following else known.prices[following - 1]
+        if known is None or price is None or price.number != segment.price_id:
+            where = f"segment {segment.id} of lease {lease.id}"
+            yield f"{where}: price {segment.price_id} was not in force at {from_us}"
+            continue
+        if following < len(known.starts) and known.starts[following] < til_us:
+            yield f"segment {segment.id} of lease {lease.id} spans a change of price"
+        if started is None:
+            continue  # which is told already
+        origin = max(started, price.from_us)
+        before = price.rate_u_per_hour * (from_us - origin) // 3_600_000_000
+        cost = price.rate_u_per_hour * (til_us - origin) // 3_600_000_000 - before
+        if segment.amount_u != cost:
+            where = f"segment {segment.id} of lease {lease.id}"
+            yield f"{where}: amount {segment.amount_u}, its time costs {cost}"
+        for mark in pays:
+            if mark is not None and from_us < mark < til_us:
+                where = f"segment {segment.id} of lease {lease.id}"
+                yield f"{where} spans {mark}, from where another one pays"
+        payer = "user" if pays.at(from_us) == "user" else "writeoff"
+        if segment.payer != payer:
+            where = f"segment {segment.id} of lease {lease.id}"
+            yield f"{where}: paid by {segment.payer}, should be {payer}"
+
+
+def _paid(
+    lease: _Row, chain: list[int], rows: list[_Row], facts: _Facts, pays: _Pays
+) -> Iterator[str]:
     """Every segment is paid exactly, by the right accounts, to revenue."""
-    paid: dict[int, int] = defaultdict(int)
-    for row in rows:
-        paid[row.id] += row.paid_u or 0
-        if row.entry_id is not None:
-            yield from _moves(lease, chain, row, facts)
-    costs = {row.id: row.amount_u for row in rows}
-    for segment_id, amount in costs.items():
-        if paid[segment_id] != amount:
-            yield f"segment {segment_id} costs {amount} but {paid[segment_id]} was paid"
-
-
-def _moves(lease: _Row, chain: list[int], row: _Row, facts: _Facts) -> Iterator[str]:
-    payer = _payer(lease, row.from_us)
-    debit = lease.account_id if payer == "user" else facts.platform[payer]
-    if row.grant_id is not None:
-        debit = facts.owners.get(row.grant_id)
-        if payer != "user" or debit not in chain:
-            yield f"entry {row.entry_id} is paid from credit {row.grant_id}, which is not its"
+    rest: dict[int, int] = {}
     revenue = facts.platform["revenue"]
-    if row.debit_id != debit or row.credit_id != revenue:
-        moves = f"{row.debit_id} → {row.credit_id}"
-        yield f"entry {row.entry_id} moves {moves}, not {debit} → {revenue}"
+    for row in rows:
+        if row.id not in rest:
+            rest[row.id] = row.amount_u
+        if row.entry_id is None:
+            continue
+        rest[row.id] -= row.paid_u
+        payer = pays.at(row.from_us)
+        debit = lease.account_id if payer == "user" else facts.platform[payer]
+        if row.grant_id is not None:
+            debit = facts.owners.get(row.grant_id)
+            if payer != "user" or debit not in chain:
+                yield f"entry {row.entry_id} is paid from credit {row.grant_id}, which is not its"
+        if row.debit_id != debit or row.credit_id != revenue:
+            moves = f"{row.debit_id} → {row.credit_id}"
+            yield f"entry {row.entry_id} moves {moves}, not {debit} → {revenue}"
+    if any(rest.values()):
+        for segment_id, amount in {row.id: row.amount_u for row in rows}.items():
+            paid = amount - rest[segment_id]
+            if paid != amount:
+                yield f"segment {segment_id} costs {amount} but {paid} was paid"
 
 
 # --- corrections and credit -------------------------------------------------------------------
