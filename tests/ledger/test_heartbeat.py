@@ -13,7 +13,7 @@ from sqlalchemy import event
 from fakenode import gpu
 from gpuslice.broker.verify import cli_verify
 from gpuslice.ledger import accounts, credit
-from gpuslice.ledger.tables import CreditGrant, Entry, Lease, NoticeRow, Segment
+from gpuslice.ledger.tables import CreditGrant, Entry, Hold, Lease, NoticeRow, Segment
 from gpuslice.units import HOUR_US, SECOND_US
 from ledgerworld import START, World
 from quotaworld import finish, leases, set_policy, spawn
@@ -165,10 +165,16 @@ def test_holds_follow_what_is_not_billed_yet(world: World) -> None:
     """Each on its own, also where several leases count for the same account."""
     set_policy(world, "group", "students", {"total": {"money": [{"at_most": 100, "per": "month"}]}})
     mine = [spawn(world, "ada", "quarter", ["students"]), spawn(world, "bob", "half", ["students"])]
-    for _ in range(3):
+    for ahead_s in (630, 660, 690):  # what is not billed yet, and ten minutes
         world.now += 30 * SECOND_US
         world.reconcile()
         assert world.problems() == []
+        rows = world.database.read(
+            lambda s: s.execute(sa.select(Hold.lease_id, Hold.amount_u)).all()
+        )
+        assert {tuple(row) for row in rows} == {
+            (mine[0], 875_001 * ahead_s // 3_600), (mine[1], 1_750_000 * ahead_s // 3_600)
+        }  # fmt: skip
     for lease_id in mine:
         finish(world, lease_id)
 

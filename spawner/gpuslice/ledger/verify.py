@@ -400,7 +400,7 @@ _USED = (
     .join(LeaseAccount, LeaseAccount.lease_id == Lease.id)
     .where(Segment.payer == "user")
     .group_by(LeaseAccount.account_id, _AT)
-    .order_by(LeaseAccount.account_id)
+    .order_by(LeaseAccount.account_id, _AT)  # as it is grouped, so that it is sorted once
 )
 _CORRECTED_ENTRY = aliased(Entry)
 _CORRECTED = (
