@@ -29,10 +29,10 @@ class Beats:
     seen = False
 
 
-def beat(session, lease_id, covered_us, rules, *, now):
-    before = lifecycle.get(session, lease_id).covered_us
-    really_beat(session, lease_id, covered_us, rules, now=now)
-    Beats.seen |= lifecycle.get(session, lease_id).covered_us != before
+def beat(session, seen, rules, *, now):
+    before = [lease.covered_us for lease, _ in seen]
+    really_beat(session, seen, rules, now=now)
+    Beats.seen |= [lease.covered_us for lease, _ in seen] != before
 
 
 def apply_listing(*args, **kwargs):

@@ -140,11 +140,12 @@ def _pay_twice(patch: pytest.MonkeyPatch) -> None:
     """Forgets up to where a lease is paid after a beat."""
     real = billing.bill
 
-    def bill(session: Any, lease: Any, til_us: int, **given: Any) -> None:
-        paid = lease.billed_us
-        real(session, lease, til_us, **given)
+    def bill(session: Any, due: Any, **given: Any) -> None:
+        paid = [lease.billed_us for lease, _ in due]
+        real(session, due, **given)
         if not given["final"]:
-            lease.billed_us = paid
+            for (lease, _), before in zip(due, paid, strict=True):
+                lease.billed_us = before
 
     patch.setattr(billing, "bill", bill)
 

@@ -54,8 +54,8 @@ def _bucket_of_now(patch: pytest.MonkeyPatch) -> None:
 
 def _legs_not_split(patch: pytest.MonkeyPatch) -> None:
     """What the first credit cannot cover is owed, though there is another."""
-    real = credit.usable
-    patch.setattr(credit, "usable", lambda *given: real(*given)[:1])
+    real = credit.Purse.usable
+    patch.setattr(credit.Purse, "usable", lambda *given: real(*given)[:1])
 
 
 def _hold_leaked_at_end(patch: pytest.MonkeyPatch) -> None:
@@ -133,8 +133,9 @@ def _refund_not_counted(patch: pytest.MonkeyPatch) -> None:
 
 def _expired_credit_pays(patch: pytest.MonkeyPatch) -> None:
     """An expiry is written down and never looked at."""
-    real = credit.usable
-    patch.setattr(credit, "usable", lambda session, ids, at: real(session, ids, 0))
+    real, left = credit.Purse.usable, credit.left_of_each
+    patch.setattr(credit.Purse, "usable", lambda purse, ids, at: real(purse, ids, 0))
+    patch.setattr(credit, "left_of_each", lambda session, ids, at: left(session, ids, 0))
 
 
 def _offer_does_not_hold(patch: pytest.MonkeyPatch) -> None:

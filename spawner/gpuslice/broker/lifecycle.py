@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -15,6 +16,9 @@ from gpuslice.errors import Refused
 from gpuslice.ledger import billing, counters
 from gpuslice.ledger.tables import LIVE_STATES, Audit, Lease, NoticeRow
 from gpuslice.wire import DeviceState, LeaseState, ServerStarted
+
+#: So many notices are looked up together, at most.
+_TOGETHER = 1_000
 
 
 @dataclass(frozen=True)
@@ -105,18 +109,27 @@ def _stop_running(session: Session, lease: Lease, now: int) -> None:
 
 
 def beat(
-    session: Session, lease_id: str, covered_us: int, rules: BillingRules, *, now: int
+    session: Session, seen: Sequence[tuple[Lease, int]], rules: BillingRules, *, now: int
 ) -> None:
-    """Seen alive up to ``covered_us``: close what segments are full, top up the hold."""
-    lease = get(session, lease_id)
-    if lease.state not in (LeaseState.RUNNING, LeaseState.STOPPING):
-        return
-    if lease.covered_us is None or covered_us <= lease.covered_us:
-        return
-    lease.covered_us = covered_us
-    _absorb(lease, covered_us, rules, now)
-    billing.bill(session, lease, covered_us, final=False, timezones=rules.timezones, now=now)
-    billing.top_up(session, lease, rules.hold_horizon_us, now=now)
+    """Seen alive up to so long: close what segments are full, top up the holds.
+
+    Args:
+        seen: Leases as they are in the database now, and locked there.
+    """
+    alive = []
+    for lease, covered_us in seen:
+        if lease.state not in (LeaseState.RUNNING, LeaseState.STOPPING):
+            continue
+        if lease.covered_us is None or covered_us <= lease.covered_us:
+            continue
+        lease.covered_us = covered_us
+        _absorb(lease, covered_us, rules, now)
+        alive.append((lease, covered_us))
+    if alive:
+        billing.bill(session, alive, final=False, timezones=rules.timezones, now=now)
+        leases = [lease for lease, _ in alive]
+        billing.top_up(session, leases, rules.hold_horizon_us, now=now)
+        session.flush()
 
 
 def _absorb(lease: Lease, til_us: int, rules: BillingRules, now: int) -> None:
@@ -154,7 +167,7 @@ def settle(
     til = lease.covered_us if finished_us is None else finished_us
     til = max(til, lease.billed_us)  # a clock that went back does not un-pay a segment
     _absorb(lease, til, rules, now)
-    billing.bill(session, lease, til, final=True, timezones=rules.timezones, now=now)
+    billing.bill(session, [(lease, til)], final=True, timezones=rules.timezones, now=now)
     billing.close_hold(session, lease, now=now)
     said = lease.stop_reason or reason
     move(
@@ -163,7 +176,8 @@ def settle(
         exit_code=exit_code, end_reason=said[:500],
     )  # fmt: skip
     if lease.stop_requested_us is None:
-        notice(session, lease, "ended", "warning", f"Your server has ended: {reason}", now)
+        said = f"Your server has ended: {reason}"
+        tell(session, [Notice(lease, "ended", "warning", said, f"ended:{lease.id}")], now)
 
 
 def revoke(session: Session, lease_id: str, reason: str, *, now: int) -> None:
@@ -205,7 +219,7 @@ def settle_revoked(
     lease.boot_id = boot_id
     lease.stop_requested_us = started_us
     session.flush()
-    billing.bill(session, lease, til, final=True, timezones=rules.timezones, now=now)
+    billing.bill(session, [(lease, til)], final=True, timezones=rules.timezones, now=now)
     billing.close_hold(session, lease, now=now)
     move(
         session, lease.id, LeaseState.REVOKING, LeaseState.SETTLED, now=now,
@@ -254,18 +268,29 @@ def keep(session: Session, lease_id: str, user: str, til_us: int) -> Lease:
     return lease
 
 
-def notice(
-    session: Session, lease: Lease, kind: str, severity: str, message: str, now: int,
-    *, key: str | None = None,
-) -> None:  # fmt: skip
-    """Tell a lease's user something, once for each ``key`` (else once of its kind)."""
-    idem_key = key or f"{kind}:{lease.id}"
-    if session.scalar(sa.select(NoticeRow.id).where(NoticeRow.idem_key == idem_key)) is not None:
-        return
-    session.add(
-        NoticeRow(
-            idem_key=idem_key, account_id=lease.account_id, lease_id=lease.id,
-            kind=kind, severity=severity, message=message, created_us=now,
+@dataclass(frozen=True)
+class Notice:
+    """Something to tell a lease's user, once for each ``key``."""
+
+    lease: Lease
+    kind: str
+    severity: str
+    message: str
+    key: str
+
+
+def tell(session: Session, notices: Sequence[Notice], now: int) -> None:
+    """Tell users what they have not been told yet."""
+    for start in range(0, len(notices), _TOGETHER):
+        some = {one.key: one for one in notices[start : start + _TOGETHER]}
+        known = set(
+            session.scalars(sa.select(NoticeRow.idem_key).where(NoticeRow.idem_key.in_(list(some))))
         )
-    )  # fmt: skip
-    session.flush()
+        session.add_all(
+            NoticeRow(
+                idem_key=key, account_id=one.lease.account_id, lease_id=one.lease.id,
+                kind=one.kind, severity=one.severity, message=one.message, created_us=now,
+            )
+            for key, one in some.items() if key not in known
+        )  # fmt: skip
+        session.flush()

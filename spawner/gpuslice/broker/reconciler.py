@@ -18,6 +18,8 @@ from gpuslice.ledger.tables import LIVE_STATES, Lease, Node
 from gpuslice.units import SECOND_US
 from gpuslice.wire import LeaseState, Listing, ServerReport, ServerState
 
+#: So many leases' beats are written together, at most.
+_TOGETHER = 1_000
 #: Wall and boot clock of a node part by more than this: somebody set the wall clock.
 CLOCK_JUMP_US = 2 * SECOND_US
 
@@ -52,15 +54,25 @@ def apply_listing(
         sa.select(Lease)
         .where(Lease.node_id == listing.node_id, Lease.state.in_(LIVE_STATES))
         .order_by(Lease.account_id, Lease.id)
+        .with_for_update()
         .execution_options(populate_existing=True)
     ).all()
+    beats: list[tuple[Lease, int]] = []
     for lease in rows:
         facts = _facts(lease)
         decisions = reconcile.decide(
             facts, reports.get(lease.id), asked_us=asked_us, now=now, timing=timing
         )
         for decision in decisions:
-            _apply(session, lease.id, decision, todo, rules, now)
+            # What pays comes one after the other, as the leases do: they may share credit.
+            if isinstance(decision, reconcile.Settle) or len(beats) == _TOGETHER:
+                lifecycle.beat(session, beats, rules, now=now)
+                beats = []
+            if isinstance(decision, reconcile.Beat):
+                beats.append((lease, decision.covered_us))
+            else:
+                _apply(session, lease.id, decision, todo, rules, now)
+    lifecycle.beat(session, beats, rules, now=now)
     live = {lease.id for lease in rows}
     _leftovers(session, listing, live, todo)
     return todo
@@ -79,12 +91,10 @@ def _apply(
     rules: BillingRules, now: int,
 ) -> None:  # fmt: skip
     match decision:
-        case reconcile.Wait():
-            pass
+        case reconcile.Wait() | reconcile.Beat():
+            pass  # beats are written together, by the caller
         case reconcile.Adopt(started_us, boot_id):
             lifecycle.adopt(session, lease_id, started_us, boot_id, now=now)
-        case reconcile.Beat(covered_us):
-            lifecycle.beat(session, lease_id, covered_us, rules, now=now)
         case reconcile.Settle(finished_us, exit_code, reason):
             lifecycle.settle(session, lease_id, finished_us, exit_code, reason, rules, now=now)
             todo.release.append(lease_id)

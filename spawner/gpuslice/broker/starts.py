@@ -125,7 +125,7 @@ def _as_asked(
     may_be = candidates(session, lease.account_id, ask.user, ask.groups, ask.group)
     if counted not in [chain.account_ids for chain in may_be]:
         raise _charged_otherwise(lease, charged)
-    billing.set_hold(session, lease, 0, 0, now=now)
+    billing.set_holds(session, {lease.id: (0, 0)}, now=now)
     counters.leave(session, counted, lease.slice_type)
     verdict = admission.admit(session, lease.account_id, ask, now=now)
     if verdict.chain.account_ids != counted:

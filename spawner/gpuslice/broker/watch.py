@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from gpuslice.broker import deadline, lifecycle
 from gpuslice.broker.reserved import Going
 from gpuslice.ledger import counters, credit
-from gpuslice.ledger.prices import Rate, rate_at, rates
+from gpuslice.ledger.prices import Rates, rate_at
 from gpuslice.ledger.tables import LIVE_STATES, Account, Lease, LeaseAccount
 from gpuslice.quotas import policies
 from gpuslice.quotas.admission import allowances
@@ -59,6 +59,7 @@ class _Tick:
     session: Session
     now: int
     rules: WatchRules
+    rates: Rates
     leases: list[Lease] = field(default_factory=list)
     chains: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     #: Leases that hold a slice on each account, oldest first: which are too many is then clear.
@@ -71,27 +72,56 @@ class _Tick:
     per_hour: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     #: What administrators have added to limits for now, by kind and account.
     more: dict[tuple[str, int], int] = field(default_factory=dict)
+    #: What users are to be told; written together at the end.
+    notices: list[lifecycle.Notice] = field(default_factory=list)
     _credit: dict[int, int] = field(default_factory=dict)
     _used: dict[tuple[int, int], counters.Used] = field(default_factory=dict)
-    _policies: dict[str, Stored | None] = field(default_factory=dict)
-    _rates: dict[tuple[str, str], list[Rate]] = field(default_factory=dict)
+    _policies: dict[str, Stored] | None = None
+    _versions: dict[str, list[Stored]] | None = None
+    _crowded: dict[tuple[int, str | None, int], set[str]] = field(default_factory=dict)
 
     def policy(self, subject: str) -> Stored | None:
-        if subject not in self._policies:
-            self._policies[subject] = policies.current(self.session, subject)
-        return self._policies[subject]
+        """What holds now."""
+        if self._policies is None:
+            self._policies = policies.some(self.session, self._subjects())
+        return self._policies.get(subject)
+
+    def policy_at(self, subject: str, moment: int) -> Stored | None:
+        """What held at a moment."""
+        if self._versions is None:
+            self._versions = policies.versions(self.session, self._subjects())
+        return policies.at(self._versions.get(subject, ()), moment)
+
+    def _subjects(self) -> list[str]:
+        """Whose policies may count for a lease."""
+        found = {policies.EVERYONE}
+        for user, *groups in self.chains.values():
+            found |= {f"user:{user}", *(f"group:{group}" for group in groups)}
+        return sorted(found)
 
     def rate(self, lease: Lease) -> int:
-        key = (lease.price_list, lease.slice_type)
-        if key not in self._rates:
-            self._rates[key] = rates(self.session, *key)
         # A clock that was set back may say a time before there was any price.
-        return rate_at(self._rates[key], max(self.now, lease.granted_us)).rate_u_per_hour
+        known = self.rates.of(lease)
+        return rate_at(known, max(self.now, lease.granted_us)).rate_u_per_hour
 
     def credit(self, account_id: int) -> int:
+        """What is left, with one query for all accounts of the pass."""
         if account_id not in self._credit:
-            self._credit[account_id] = credit.left(self.session, account_id, self.now)
+            ids = sorted({*self.names, account_id})
+            self._credit |= credit.left_of_each(self.session, ids, self.now)
         return self._credit[account_id]
+
+    def crowded(self, account_id: int, slice_type: str | None, limit: int) -> set[str]:
+        """The leases that are too many on an account, the newest ones."""
+        key = (account_id, slice_type, limit)
+        if key not in self._crowded:
+            mine = [
+                one.id
+                for one in self.holding[account_id]
+                if slice_type is None or one.slice_type == slice_type
+            ]
+            self._crowded[key] = set(mine[limit:])
+        return self._crowded[key]
 
     def used(self, account_id: int, start_us: int) -> counters.Used:
         """What an account has used since, with one query for all accounts of the pass."""
@@ -129,12 +159,13 @@ def look(
         else:
             _tell(tick, lease, at, end.reason)
             _warn(tick, lease, at, end.reason)
+    lifecycle.tell(session, tick.notices, now)
     session.flush()
     return ended
 
 
 def _read(session: Session, rules: WatchRules, now: int) -> _Tick:
-    tick = _Tick(session, now, rules, more=allowances(session, now))
+    tick = _Tick(session, now, rules, Rates(session), more=allowances(session, now))
     live = session.scalars(
         sa.select(Lease)
         .where(Lease.state.in_(LIVE_STATES))
@@ -223,9 +254,7 @@ def _words(tick: _Tick, lease: Lease) -> Iterator[Effective]:
 
 def _chain(tick: _Tick, lease: Lease, moment: int | None) -> Chain:
     def policy(subject: str) -> Stored | None:
-        if moment is None:
-            return tick.policy(subject)
-        return policies.at(tick.session, subject, moment)
+        return tick.policy(subject) if moment is None else tick.policy_at(subject, moment)
 
     user, *groups = tick.chains[lease.id]
     return Chain(
@@ -250,12 +279,9 @@ def _own_end(lease: Lease, holding: Effective) -> Iterator[_End]:
 
 def _too_many(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
     """The newest leases end where there are more than may be held now."""
-    mine = [
-        one
-        for one in tick.holding[rule.account_id]
-        if rule.slice_type is None or one.slice_type == rule.slice_type
-    ]
-    if rule.limit is not None and lease in mine[rule.limit :]:
+    if rule.limit is None:
+        return
+    if lease.id in tick.crowded(rule.account_id, rule.slice_type, rule.limit):
         yield _End(tick.now, f"Only {amount(rule, rule.limit)} may be held now ({rule.source})")
 
 
@@ -284,13 +310,14 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
         yield _End(at, f"{said} {'is' if rule.kind == 'credit' else 'are'} used up")
     percent = deadline.percent_reached(used, limit)
     if percent is not None and rule.kind != "credit":
-        lifecycle.notice(
-            tick.session, lease, f"used-{percent}", "warning",
-            f"{percent} % of {said} are used.", tick.now,
-            key=f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}:{span.start_us}"
-            if rule.period.kind != "rolling"
-            else f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}",
-        )  # fmt: skip
+        key = f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}"
+        if rule.period.kind != "rolling":
+            key += f":{span.start_us}"
+        tick.notices.append(
+            lifecycle.Notice(
+                lease, f"used-{percent}", "warning", f"{percent} % of {said} are used.", key
+            )
+        )
 
 
 def _draws_on(tick: _Tick, lease: Lease, kind: str) -> bool:
@@ -303,11 +330,13 @@ def _tell(tick: _Tick, lease: Lease, at_us: int, reason: str) -> None:
     asked = tick.going.get(lease.id)
     if asked is None or asked.reason != reason:
         return
-    lifecycle.notice(
-        tick.session, lease, "reservation", "warning",
-        f"{reason}: this server is stopped in {_minutes(at_us - tick.now)}. Save your work. "
-        "Your files stay.",
-        tick.now, key=f"reservation:{lease.id}:{asked.key}",
+    tick.notices.append(
+        lifecycle.Notice(
+            lease, "reservation", "warning",
+            f"{reason}: this server is stopped in {_minutes(at_us - tick.now)}. Save your work. "
+            "Your files stay.",
+            f"reservation:{lease.id}:{asked.key}",
+        )
     )  # fmt: skip
 
 
@@ -316,11 +345,13 @@ def _warn(tick: _Tick, lease: Lease, at_us: int, reason: str) -> None:
     lease.warned_min = given
     if due is None:
         return
-    lifecycle.notice(
-        tick.session, lease, f"ends-{due}", "warning",
-        f"This server is stopped in {_minutes(at_us - tick.now)}: {reason}. Save your work. "
-        f"{_FILES}",
-        tick.now, key=f"ends{due}:{lease.id}:{tick.now}",
+    tick.notices.append(
+        lifecycle.Notice(
+            lease, f"ends-{due}", "warning",
+            f"This server is stopped in {_minutes(at_us - tick.now)}: {reason}. Save your work. "
+            f"{_FILES}",
+            f"ends{due}:{lease.id}:{tick.now}",
+        )
     )  # fmt: skip
 
 

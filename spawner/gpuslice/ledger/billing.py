@@ -1,18 +1,20 @@
 """Writes a lease's segments and the entries that pay them, and keeps the projections in step.
 
 Everything here runs inside the caller's transaction. Only `bill` writes segments, so there is
-one place where time becomes money.
+one place where time becomes money. It takes many leases at once: a heartbeat has as many
+statements for a thousand leases as for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.ledger import accounts, counters, credit, segments
-from gpuslice.ledger.prices import rate_at, rates
+from gpuslice.ledger.prices import Rate, Rates, rate_at, rates
 from gpuslice.ledger.tables import Entry, Hold, Lease, Segment
 from gpuslice.units import cost_u
 
@@ -31,83 +33,134 @@ def payers(lease: Lease) -> segments.Payers:
 
 def bill(
     session: Session,
-    lease: Lease,
-    til_us: int,
+    due: Sequence[tuple[Lease, int]],
     *,
     final: bool,
     timezones: Collection[str],
     now: int,
 ) -> None:
-    """Pay ``lease`` up to ``til_us``: all of it if ``final``, else up to the last boundary.
+    """Pay each lease up to its moment: all of it if ``final``, else up to the last boundary.
 
-    Idempotent: what is paid (``lease.billed_us``) is never paid again.
+    Idempotent: what is paid (``lease.billed_us``) is never paid again. Credit that several leases
+    may use goes to the first ones.
     """
-    if lease.started_us is None or lease.billed_us is None or til_us <= lease.billed_us:
+    known = Rates(session)
+    found = []
+    for lease, til_us in due:
+        if lease.started_us is None or lease.billed_us is None or til_us <= lease.billed_us:
+            continue
+        pieces = _pieces(lease, til_us, known.of(lease), final=final, timezones=timezones)
+        if pieces:
+            found.append((lease, pieces))
+    if not found:
         return
-    due = _pieces(session, lease, til_us, final=final, timezones=timezones)
-    if not due:
-        return
-    chain = counters.of_lease(session, lease.id)
-    for piece in due:
-        _book(session, lease, chain, piece, now)
-    lease.billed_us = due[-1].til_us
+    _book(session, found, now)
+    for lease, pieces in found:
+        lease.billed_us = pieces[-1].til_us
     session.flush()
 
 
 def _pieces(
-    session: Session, lease: Lease, til_us: int, *, final: bool, timezones: Collection[str]
+    lease: Lease, til_us: int, known: list[Rate], *, final: bool, timezones: Collection[str]
 ) -> list[segments.Piece]:
     assert lease.started_us is not None and lease.billed_us is not None
     return segments.pieces(
         started_us=lease.started_us, billed_us=lease.billed_us, til_us=til_us, final=final,
-        payers=payers(lease), known=rates(session, lease.price_list, lease.slice_type),
-        timezones=timezones,
+        payers=payers(lease), known=known, timezones=timezones,
     )  # fmt: skip
 
 
-def _book(
-    session: Session, lease: Lease, chain: list[int], piece: segments.Piece, now: int
-) -> None:
-    """One segment and, unless it is free, the entries that pay it."""
-    by_user = piece.payer == "user"
-    segment = Segment(
-        lease_id=lease.id, from_us=piece.from_us, til_us=piece.til_us, price_id=piece.price_id,
-        payer="user" if by_user else "writeoff", amount_u=piece.amount_u, created_us=now,
-    )  # fmt: skip
-    session.add(segment)
-    session.flush()
-    if by_user:
-        gpu = counters.gpu_us(piece.from_us, piece.til_us, lease.gpu_milli)
-        counters.spend(session, chain, piece.from_us, piece.amount_u, gpu)
-    counters.add_to_slice(
-        session, lease.slice_type, piece.payer, piece.til_us - piece.from_us, piece.amount_u
+def _book(session: Session, found: Sequence[tuple[Lease, list[segments.Piece]]], now: int) -> None:
+    """The segments and, unless they are free, the entries that pay them."""
+    numbers = _segments(session, found, now)
+    chains = counters.of_leases(session, [lease.id for lease, _ in found])
+    purse = credit.Purse(session, {one for chain in chains.values() for one in chain})
+    platform, tally = _Platform(session, now), counters.Tally()
+    entries: list[dict[str, int | str | None]] = []
+    for lease, pieces in found:
+        chain = chains[lease.id]
+        for piece in pieces:
+            _count(tally, lease, chain, piece)
+            if piece.amount_u == 0:
+                continue
+            if piece.payer == "user":
+                legs = purse.take(chain, lease.account_id, piece.amount_u, piece.from_us)
+            else:
+                legs = [credit.Leg(platform.account(piece.payer), piece.amount_u, None)]
+            revenue, segment_id = platform.account("revenue"), numbers[lease.id, piece.from_us]
+            entries += [
+                {
+                    "idem_key": f"usage:{lease.id}:{piece.from_us}:{number}",
+                    "kind": "usage" if piece.payer == "user" else piece.payer,
+                    "debit_id": leg.account_id, "credit_id": revenue, "amount_u": leg.amount_u,
+                    "segment_id": segment_id, "leg": number, "grant_id": leg.grant_id,
+                    "actor": "meter", "memo": "", "created_us": now,
+                }
+                for number, leg in enumerate(legs)
+            ]  # fmt: skip
+    if entries:
+        session.execute(sa.insert(_ENTRIES), entries)
+    purse.write()
+    tally.write(session)
+
+
+def _segments(
+    session: Session, found: Sequence[tuple[Lease, list[segments.Piece]]], now: int
+) -> dict[tuple[str, int], int]:
+    """Write the segments; their numbers by lease and beginning."""
+    rows: list[dict[str, int | str]] = [
+        {
+            "lease_id": lease.id, "from_us": piece.from_us, "til_us": piece.til_us,
+            "price_id": piece.price_id, "payer": "user" if piece.payer == "user" else "writeoff",
+            "amount_u": piece.amount_u, "created_us": now,
+        }
+        for lease, pieces in found for piece in pieces
+    ]  # fmt: skip
+    session.execute(sa.insert(_SEGMENTS), rows)
+    written = session.execute(
+        sa.select(Segment.lease_id, Segment.from_us, Segment.id).where(
+            Segment.lease_id.in_([lease.id for lease, _ in found]),
+            Segment.from_us >= min(pieces[0].from_us for _, pieces in found),
+        )
     )
-    if piece.amount_u == 0:
-        return
-    if by_user:
-        legs = credit.take(session, chain, lease.account_id, piece.amount_u, piece.from_us)
-    else:
-        platform = accounts.platform(session, piece.payer, now)
-        legs = [credit.Leg(platform, piece.amount_u, None)]
-    revenue = accounts.platform(session, "revenue", now)
-    for number, leg in enumerate(legs):
-        session.add(
-            Entry(
-                idem_key=f"usage:{lease.id}:{piece.from_us}:{number}",
-                kind="usage" if by_user else piece.payer, debit_id=leg.account_id,
-                credit_id=revenue, amount_u=leg.amount_u, segment_id=segment.id, leg=number,
-                grant_id=leg.grant_id, actor="meter", created_us=now,
-            )
-        )  # fmt: skip
-    session.flush()
+    return {(lease_id, from_us): number for lease_id, from_us, number in written}
 
 
-def top_up(session: Session, lease: Lease, horizon_us: int, *, now: int) -> None:
+def _count(
+    tally: counters.Tally, lease: Lease, chain: Sequence[int], piece: segments.Piece
+) -> None:
+    if piece.payer == "user":
+        gpu = counters.gpu_us(piece.from_us, piece.til_us, lease.gpu_milli)
+        tally.spend(chain, piece.from_us, piece.amount_u, gpu)
+    tally.of_slice(lease.slice_type, piece.payer, piece.til_us - piece.from_us, piece.amount_u)
+
+
+class _Platform:
+    """The platform's accounts, each looked up once and opened when it is first needed."""
+
+    def __init__(self, session: Session, now: int) -> None:
+        self._session = session
+        self._now = now
+        self._ids: dict[str, int] = {}
+
+    def account(self, purpose: str) -> int:
+        if purpose not in self._ids:
+            self._ids[purpose] = accounts.platform(self._session, purpose, self._now)
+        return self._ids[purpose]
+
+
+def top_up(session: Session, leases: Sequence[Lease], horizon_us: int, *, now: int) -> None:
     """Keep reserved what is used but not yet paid, and what comes next.
 
     Next: the horizon, or for a safe hold all of the time that was declared and is left.
     """
-    known = rates(session, lease.price_list, lease.slice_type)
+    known = Rates(session)
+    wanted = {lease.id: _reserve(lease, known.of(lease), horizon_us) for lease in leases}
+    set_holds(session, wanted, now=now)
+
+
+def _reserve(lease: Lease, known: list[Rate], horizon_us: int) -> tuple[int, int]:
+    """Money and GPU time to hold for a lease."""
     unpaid = 0
     at = lease.granted_us
     ahead = horizon_us if lease.declared_us is None else min(horizon_us, lease.declared_us)
@@ -123,25 +176,41 @@ def top_up(session: Session, lease: Lease, horizon_us: int, *, now: int) -> None
             ahead = rest if lease.hold_kind == "safe" else min(horizon_us, rest)
     # At the price that holds now: a reservation, no bill.
     rate = rate_at(known, at).rate_u_per_hour
-    set_hold(
-        session, lease, cost_u(rate, unpaid + ahead),
-        counters.gpu_us(0, unpaid + ahead, lease.gpu_milli), now=now,
-    )  # fmt: skip
+    return cost_u(rate, unpaid + ahead), counters.gpu_us(0, unpaid + ahead, lease.gpu_milli)
 
 
-def set_hold(session: Session, lease: Lease, amount_u: int, gpu_us: int, *, now: int) -> None:
-    """Make the lease's open holds so large, on every account it counts for."""
-    holds = session.scalars(
-        sa.select(Hold)
-        .where(Hold.lease_id == lease.id, Hold.state == "open")
-        .order_by(Hold.account_id)
+def set_holds(session: Session, wanted: Mapping[str, tuple[int, int]], *, now: int) -> None:
+    """Make leases' open holds so large (money, GPU time), on every account they count for."""
+    rows = session.execute(
+        sa.select(Hold.id, Hold.lease_id, Hold.account_id, Hold.amount_u, Hold.gpu_us)
+        .where(Hold.lease_id.in_(list(wanted)), Hold.state == "open")
+        .order_by(Hold.account_id, Hold.id)
     ).all()
-    for hold in holds:
-        if (hold.amount_u, hold.gpu_us) == (amount_u, gpu_us):
+    tally = counters.Tally()
+    changed = []
+    for hold_id, lease_id, account_id, before_u, before_gpu in rows:
+        amount_u, gpu_us = wanted[lease_id]
+        if (amount_u, gpu_us) == (before_u, before_gpu):
             continue
-        counters.hold(session, [hold.account_id], amount_u - hold.amount_u, gpu_us - hold.gpu_us)
-        hold.amount_u, hold.gpu_us, hold.updated_us = amount_u, gpu_us, now
-    session.flush()
+        tally.hold([account_id], amount_u - before_u, gpu_us - before_gpu)
+        changed.append({"hold": hold_id, "amount": amount_u, "gpu": gpu_us, "now": now})
+    tally.write(session)
+    if changed:
+        session.execute(_SET_HOLD, changed)
+
+
+#: As tables and not as classes: one statement that is run for many rows.
+_HOLDS = cast(sa.Table, Hold.__table__)
+_SEGMENTS = cast(sa.Table, Segment.__table__)
+_ENTRIES = cast(sa.Table, Entry.__table__)
+_SET_HOLD = (
+    sa.update(_HOLDS)
+    .where(_HOLDS.c.id == sa.bindparam("hold"))
+    .values(
+        amount_u=sa.bindparam("amount"), gpu_us=sa.bindparam("gpu"),
+        updated_us=sa.bindparam("now"),
+    )
+)  # fmt: skip
 
 
 _OPEN = sa.insert(Hold.__table__)  # type: ignore[arg-type]
@@ -173,12 +242,12 @@ def note_hold(session: Session, lease: Lease, amount_u: int, gpu_us: int, *, now
 
 def close_hold(session: Session, lease: Lease, *, now: int) -> None:
     """Give back what is still reserved; the lease will reserve nothing again."""
-    set_hold(session, lease, 0, 0, now=now)
+    set_holds(session, {lease.id: (0, 0)}, now=now)
     session.execute(
         sa.update(Hold)
         .where(Hold.lease_id == lease.id, Hold.state == "open")
         .values(state="closed", updated_us=now)
-        .execution_options(synchronize_session="fetch")
+        .execution_options(synchronize_session=False)
     )
 
 
@@ -193,8 +262,10 @@ def accrued(session: Session, lease: Lease, timezones: Collection[str]) -> tuple
     )
     user, platform = int(paid.get("user", 0)), int(paid.get("writeoff", 0))
     if None not in (lease.started_us, lease.billed_us, lease.covered_us):
-        assert lease.covered_us is not None
-        open_part = _pieces(session, lease, lease.covered_us, final=True, timezones=timezones)
-        user += segments.total(open_part, "user")
-        platform += sum(piece.amount_u for piece in open_part if piece.payer != "user")
+        assert lease.covered_us is not None and lease.billed_us is not None
+        if lease.covered_us > lease.billed_us:
+            known = rates(session, lease.price_list, lease.slice_type)
+            open_part = _pieces(lease, lease.covered_us, known, final=True, timezones=timezones)
+            user += segments.total(open_part, "user")
+            platform += sum(piece.amount_u for piece in open_part if piece.payer != "user")
     return user, platform

@@ -204,13 +204,18 @@ def _feed(session: Session, into: Hasher, mark: int | None, last: int) -> None:
     """Every entry after ``mark`` up to ``last``, a part at a time."""
     at = mark
     while True:
-        rows = session.execute(
-            sa.select(*_ENTRY, *_SEGMENT)
-            .outerjoin(Segment, Segment.id == Entry.segment_id)
-            .where(*_after(at), Entry.id <= last)
-            .order_by(Entry.id)
-            .limit(_CHUNK)
-        ).all()
+        # Of the connection, not the session: nothing is made of these many rows.
+        rows = (
+            session.connection()
+            .execute(
+                sa.select(*_ENTRY, *_SEGMENT)
+                .outerjoin(Segment, Segment.id == Entry.segment_id)
+                .where(*_after(at), Entry.id <= last)
+                .order_by(Entry.id)
+                .limit(_CHUNK)
+            )
+            .all()
+        )
         for row in rows:
             values: tuple[Value, ...] = tuple(row)
             entry, segment = values[: len(_ENTRY)], values[len(_ENTRY) :]

@@ -1,14 +1,16 @@
 """The projections of use per account: one door for all that reads or changes them.
 
 Everything runs in the caller's transaction. A change is an ``UPDATE … SET x = x + d``, so two
-transactions never overwrite each other; `gpuslice.ledger.verify` rebuilds every figure.
+transactions never overwrite each other; `gpuslice.ledger.verify` rebuilds every figure. Changes
+for many leases are summed up in a `Tally` and written together.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,6 +23,12 @@ LIFE = "life"
 BUCKET = "bucket"
 #: Every time zone's offset is a multiple of a quarter of an hour, so every period is whole ones.
 BUCKET_US = 15 * MINUTE_US
+
+
+#: What a row of `AccountPeriod` counts for, and what it counts.
+_KEY = ("account_id", "slice_type", "period", "start_us")
+_FIGURES = ("spent_u", "held_u", "active", "gpu_us", "held_gpu_us")
+_Key = tuple[int, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,19 @@ _USED = (
 )
 #: Later than everything.
 _NEVER_US = (1 << 63) - 1
+
+
+def of_leases(session: Session, lease_ids: Collection[str]) -> dict[str, list[int]]:
+    """The accounts that each of these leases counts for, in the order of `of_lease`."""
+    rows = session.execute(
+        sa.select(LeaseAccount.lease_id, LeaseAccount.account_id)
+        .where(LeaseAccount.lease_id.in_(lease_ids))
+        .order_by(LeaseAccount.lease_id, LeaseAccount.depth)
+    )
+    found: dict[str, list[int]] = {lease_id: [] for lease_id in lease_ids}
+    for lease_id, account_id in rows:
+        found[lease_id].append(account_id)
+    return found
 
 
 def used(
@@ -149,41 +170,82 @@ def held_by(
 
 def ensure(session: Session, account_id: int, slice_type: str = "") -> None:
     """Have the account's row that counts what it holds now."""
-    _insert_or(session, account_id, slice_type, LIFE, 0)
+    _make(session, [(account_id, slice_type, LIFE, 0)])
+
+
+class Tally:
+    """Changes that are written together, each row once, in ascending order of accounts."""
+
+    def __init__(self) -> None:
+        self._rows: dict[_Key, list[int]] = defaultdict(lambda: [0] * len(_FIGURES))
+        self._slices: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def spend(
+        self, account_ids: Iterable[int], moment: int, spent_u: int, gpu_time_us: int
+    ) -> None:
+        """Count a segment, or take one back (negative), for all accounts of its lease."""
+        start = bucket(moment)
+        for account_id in account_ids:
+            for period, at in ((LIFE, 0), (BUCKET, start)):
+                self._add((account_id, "", period, at), spent_u=spent_u, gpu_us=gpu_time_us)
+
+    def hold(self, account_ids: Iterable[int], held_u: int, held_gpu_us: int) -> None:
+        """Reserve more for all accounts of a lease, or less (negative)."""
+        for account_id in account_ids:
+            self._add((account_id, "", LIFE, 0), held_u=held_u, held_gpu_us=held_gpu_us)
+
+    def active(self, account_ids: Iterable[int], slice_type: str, count: int) -> None:
+        """So many slices more on each account, or fewer (negative), whatever its limits are."""
+        for account_id in account_ids:
+            for name in ("", slice_type):
+                self._add((account_id, name, LIFE, 0), active=count)
+
+    def of_slice(self, slice_type: str, what: str, time_us: int, amount_u: int) -> None:
+        """Count time and money of a slice type; ``what`` as `SliceTotal` says."""
+        time_before, amount_before = self._slices.get((slice_type, what), (0, 0))
+        self._slices[slice_type, what] = (time_before + time_us, amount_before + amount_u)
+
+    def write(self, session: Session) -> None:
+        """Write all of it; what adds up to nothing is not written."""
+        keys = sorted(key for key, figures in self._rows.items() if any(figures))
+        _make(session, keys)
+        if keys:
+            rows = [
+                {f"key_{name}": value for name, value in zip(_KEY, key, strict=True)}
+                | {f"add_{name}": n for name, n in zip(_FIGURES, self._rows[key], strict=True)}
+                for key in keys
+            ]
+            session.execute(_ADD, rows)
+        for (slice_type, what), (time_us, amount_u) in sorted(self._slices.items()):
+            add_to_slice(session, slice_type, what, time_us, amount_u)
+
+    def _add(self, key: _Key, **figures: int) -> None:
+        row = self._rows[key]
+        for name, value in figures.items():
+            row[_FIGURES.index(name)] += value
 
 
 def spend(
     session: Session, account_ids: Iterable[int], moment: int, spent_u: int, gpu_time_us: int
 ) -> None:
-    """Count a segment, or take one back (negative), for all accounts of its lease."""
-    if not spent_u and not gpu_time_us:
-        return
-    start = bucket(moment)
-    for account_id in sorted(account_ids):
-        for period, at in ((LIFE, 0), (BUCKET, start)):
-            _insert_or(session, account_id, "", period, at, spent_u=spent_u, gpu_us=gpu_time_us)
-
-
-def hold(session: Session, account_ids: Iterable[int], held_u: int, held_gpu_us: int) -> None:
-    """Reserve more for all accounts of a lease, or less (negative)."""
-    if not held_u and not held_gpu_us:
-        return
-    for account_id in sorted(account_ids):
-        _insert_or(session, account_id, "", LIFE, 0, held_u=held_u, held_gpu_us=held_gpu_us)
+    """`Tally.spend` for one segment."""
+    tally = Tally()
+    tally.spend(account_ids, moment, spent_u, gpu_time_us)
+    tally.write(session)
 
 
 def enter(session: Session, account_ids: Iterable[int], slice_type: str) -> None:
     """One slice more on each account, whatever its limits are."""
-    for account_id in sorted(account_ids):
-        for name in ("", slice_type):
-            _insert_or(session, account_id, name, LIFE, 0, active=1)
+    tally = Tally()
+    tally.active(account_ids, slice_type, 1)
+    tally.write(session)
 
 
 def leave(session: Session, account_ids: Iterable[int], slice_type: str) -> None:
     """One slice less on each account."""
-    for account_id in sorted(account_ids):
-        for name in ("", slice_type):
-            _insert_or(session, account_id, name, LIFE, 0, active=-1)
+    tally = Tally()
+    tally.active(account_ids, slice_type, -1)
+    tally.write(session)
 
 
 def add_to_slice(session: Session, slice_type: str, what: str, time_us: int, amount_u: int) -> None:
@@ -222,32 +284,24 @@ def _life(account_id: int, slice_type: str) -> list[sa.ColumnElement[bool]]:
     ]
 
 
-def _insert_or(
-    session: Session, account_id: int, slice_type: str, period: str, start_us: int, **add: int
-) -> None:
-    """Add to a row, which is made if it is not there."""
-    key = {
-        "account_id": account_id, "slice_type": slice_type, "period": period,
-        "start_us": start_us,
-    }  # fmt: skip
-    table = AccountPeriod.__table__
-    if add:
-        done = session.execute(
-            sa.update(AccountPeriod)
-            .where(*(table.c[name] == value for name, value in key.items()))
-            .values({name: table.c[name] + value for name, value in add.items()})
-            .execution_options(synchronize_session=False)
+#: As a table and not as a class: one statement that is run for many rows.
+_TABLE = cast(sa.Table, AccountPeriod.__table__)
+_ADD = (
+    sa.update(_TABLE)
+    .where(*(_TABLE.c[name] == sa.bindparam(f"key_{name}") for name in _KEY))
+    .values({name: _TABLE.c[name] + sa.bindparam(f"add_{name}") for name in _FIGURES})
+)
+
+
+def _make(session: Session, keys: Collection[_Key]) -> None:
+    """Have these rows; another transaction may make the same ones at the same time.
+
+    Not together with what is added to them: a row that would begin below nothing is refused,
+    even where there is one already.
+    """
+    if keys:
+        zero = dict.fromkeys(_FIGURES, 0)
+        session.execute(
+            _insert(session)(_TABLE).on_conflict_do_nothing(),
+            [dict(zip(_KEY, key, strict=True)) | zero for key in keys],
         )
-        if done.rowcount == 1:  # type: ignore[attr-defined]
-            return
-    zero = dict.fromkeys(("spent_u", "held_u", "active", "gpu_us", "held_gpu_us"), 0)
-    # Another transaction may make the row at the same time: then what is added is added to it.
-    made = _insert(session)(AccountPeriod).values(key | zero | add)
-    if add:
-        changed = made.on_conflict_do_update(
-            index_elements=list(key),
-            set_={name: table.c[name] + value for name, value in add.items()},
-        )
-    else:
-        changed = made.on_conflict_do_nothing()
-    session.execute(changed)

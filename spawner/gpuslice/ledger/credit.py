@@ -7,8 +7,10 @@ pays nothing of it; what is left then goes back by an entry of its own.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -65,47 +67,109 @@ def give(
     return grant
 
 
-def usable(session: Session, account_ids: Collection[int], at: int) -> list[CreditGrant]:
-    """What these accounts may pay with at ``at``, in the order in which it is used."""
-    return list(
-        session.scalars(
-            sa.select(CreditGrant)
+def left(session: Session, account_id: int, at: int) -> int:
+    """What an account's own grants that are usable at ``at`` still hold."""
+    return left_of_each(session, [account_id], at)[account_id]
+
+
+def left_of_each(session: Session, account_ids: Collection[int], at: int) -> dict[int, int]:
+    """`left` of many accounts."""
+    rows = session.execute(
+        sa.select(CreditGrant.account_id, sa.func.sum(CreditGrant.amount_u - CreditGrant.used_u))
+        .where(
+            CreditGrant.account_id.in_(account_ids),
+            sa.or_(CreditGrant.expires_us.is_(None), CreditGrant.expires_us > at),
+        )
+        .group_by(CreditGrant.account_id)
+    )
+    found = {account_id: int(rest) for account_id, rest in rows}
+    return {account_id: found.get(account_id, 0) for account_id in account_ids}
+
+
+@dataclass
+class _Rest:
+    """What there is of a grant; ``order`` is its place among all that were read."""
+
+    order: int
+    grant_id: int
+    account_id: int
+    left_u: int
+    expires_us: int | None
+    taken_u: int = 0
+
+
+class Purse:
+    """The credit of some accounts, read once, from which many payments are taken.
+
+    What was taken is written by `write`; the row's constraint is the guard.
+    """
+
+    def __init__(self, session: Session, account_ids: Collection[int]) -> None:
+        self._session = session
+        self._of: dict[int, list[_Rest]] = defaultdict(list)
+        rows = session.execute(
+            sa.select(
+                CreditGrant.id, CreditGrant.account_id,
+                CreditGrant.amount_u - CreditGrant.used_u, CreditGrant.expires_us,
+            )
             .where(
-                CreditGrant.account_id.in_(account_ids),
-                CreditGrant.used_u < CreditGrant.amount_u,
-                sa.or_(CreditGrant.expires_us.is_(None), CreditGrant.expires_us > at),
+                CreditGrant.account_id.in_(account_ids), CreditGrant.used_u < CreditGrant.amount_u
             )
             .order_by(
-                CreditGrant.priority,
-                CreditGrant.expires_us.is_(None),
-                CreditGrant.expires_us,
+                CreditGrant.priority, CreditGrant.expires_us.is_(None), CreditGrant.expires_us,
                 CreditGrant.id,
             )
-            .execution_options(populate_existing=True)
-        )
-    )
+        )  # fmt: skip
+        for order, (grant_id, account_id, rest, expires_us) in enumerate(rows):
+            self._of[account_id].append(_Rest(order, grant_id, account_id, rest, expires_us))
+
+    def usable(self, account_ids: Collection[int], at: int) -> list[_Rest]:
+        """What these accounts may pay with at ``at``, in the order in which it is used."""
+        found = [
+            rest
+            for account_id in account_ids
+            for rest in self._of.get(account_id, ())
+            if rest.left_u and (rest.expires_us is None or rest.expires_us > at)
+        ]
+        return sorted(found, key=lambda rest: rest.order)
+
+    def take(
+        self, account_ids: Collection[int], payer_id: int, amount_u: int, at: int
+    ) -> list[Leg]:
+        """Pay ``amount_u`` for what began at ``at``: from grants as far as they go, the rest
+        owed."""
+        legs = []
+        for rest in self.usable(account_ids, at):
+            if not amount_u:
+                break
+            part = min(amount_u, rest.left_u)
+            rest.left_u -= part
+            rest.taken_u += part
+            legs.append(Leg(rest.account_id, part, rest.grant_id))
+            amount_u -= part
+        if amount_u:
+            legs.append(Leg(payer_id, amount_u, None))
+        return legs
+
+    def write(self) -> None:
+        """Write what was taken."""
+        taken = [
+            {"grant_id": rest.grant_id, "taken_u": rest.taken_u}
+            for of_account in self._of.values()
+            for rest in of_account
+            if rest.taken_u
+        ]
+        if taken:
+            taken.sort(key=lambda row: row["grant_id"])
+            self._session.execute(_TAKE, taken)
 
 
-def left(session: Session, account_id: int, at: int) -> int:
-    """What an account's own usable grants still hold."""
-    return sum(grant.amount_u - grant.used_u for grant in usable(session, [account_id], at))
-
-
-def take(
-    session: Session, account_ids: Collection[int], payer_id: int, amount_u: int, at: int
-) -> list[Leg]:
-    """Pay ``amount_u`` for what began at ``at``: from grants as far as they go, the rest owed."""
-    legs = []
-    for grant in usable(session, account_ids, at):
-        if not amount_u:
-            break
-        part = min(amount_u, grant.amount_u - grant.used_u)
-        use(session, grant.id, part)
-        legs.append(Leg(grant.account_id, part, grant.id))
-        amount_u -= part
-    if amount_u:
-        legs.append(Leg(payer_id, amount_u, None))
-    return legs
+_TABLE = cast(sa.Table, CreditGrant.__table__)
+_TAKE = (
+    sa.update(_TABLE)
+    .where(_TABLE.c.id == sa.bindparam("grant_id"))
+    .values(used_u=_TABLE.c.used_u + sa.bindparam("taken_u"))
+)
 
 
 def use(session: Session, grant_id: int, amount_u: int) -> None:

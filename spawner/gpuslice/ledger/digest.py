@@ -67,8 +67,11 @@ class Hasher:
         self._hash.update(_canonical(value) + b"\n")
 
 
+_FORM_OF_JSON = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True)
+
+
 def _canonical(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode()
+    return _FORM_OF_JSON.encode(value).encode()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from gpuslice.ledger.tables import Price
+from gpuslice.ledger.tables import Lease, Price
 
 DEFAULT_LIST = "default"
 #: How the actor of a price from gpuslice.toml begins.
@@ -42,6 +42,21 @@ def rates(session: Session, price_list: str, slice_type: str) -> list[Rate]:
     """All prices of a slice type, oldest first."""
     rows = session.execute(_RATES, {"price_list": price_list, "slice_type": slice_type})
     return [Rate(*row) for row in rows]
+
+
+class Rates:
+    """The prices of many leases, each slice type's read once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: dict[tuple[str, str], list[Rate]] = {}
+
+    def of(self, lease: Lease) -> list[Rate]:
+        """`rates` for a lease."""
+        key = (lease.price_list, lease.slice_type)
+        if key not in self._known:
+            self._known[key] = rates(self._session, *key)
+        return self._known[key]
 
 
 def rate_at(known: list[Rate], moment: int) -> Rate:

@@ -294,6 +294,7 @@ class Lease(Base, kw_only=True):
         ),
         sa.Index("ix_lease_state", "state"),
         sa.Index("ix_lease_granted", "granted_us", "id"),
+        sa.Index("ix_lease_user", "user_name", "granted_us", "id"),
     )  # fmt: skip
 
 
@@ -385,8 +386,8 @@ class Entry(Base, kw_only=True):
     id: Mapped[int] = _id()
     idem_key: Mapped[str] = mapped_column(sa.String(128), unique=True)
     kind: Mapped[str] = mapped_column(sa.String(16))
-    debit_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
-    credit_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
+    debit_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"))
+    credit_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"))
     amount_u: Mapped[int] = mapped_column(Big)
     segment_id: Mapped[int | None] = mapped_column(sa.ForeignKey("segment.id"), default=None)
     leg: Mapped[int] = mapped_column(default=0)
@@ -400,7 +401,15 @@ class Entry(Base, kw_only=True):
         sa.UniqueConstraint("segment_id", "leg"),
         sa.CheckConstraint("amount_u > 0", name="amount"),
         sa.CheckConstraint("debit_id <> credit_id", name="accounts"),
-    )
+        # With the number: an account's newest entries are read from the end of its part.
+        sa.Index("ix_entry_debit", "debit_id", "id"),
+        sa.Index("ix_entry_credit", "credit_id", "id"),
+        sa.Index(
+            "ix_entry_corrects", "corrects_id",
+            sqlite_where=sa.text("corrects_id IS NOT NULL"),
+            postgresql_where=sa.text("corrects_id IS NOT NULL"),
+        ),
+    )  # fmt: skip
 
 
 class CreditGrant(Base, kw_only=True):

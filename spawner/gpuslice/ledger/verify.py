@@ -1,13 +1,17 @@
 """Proves a ledger from its facts: segments tile, entries pay, projections rebuild to the same.
 
 Written apart from the code that bills, so that a mistake there is seen here. Reads one
-consistent snapshot; changes nothing.
+consistent snapshot; changes nothing. Tables that grow are read in the order of their leases or
+accounts, side by side, and no more of them is held than one lease or one account has.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
@@ -30,14 +34,16 @@ _SETTLED = ("settled", "ended")
 #: Stated again here, apart from the code that counts by it.
 _BUCKET_US = 900_000_000
 _HOLDING = ("granted", "running", "stopping", "revoking")
+#: So many rows are fetched at a time.
+_CHUNK = 5_000
+_K = TypeVar("_K", int, str)
+_Row = sa.Row[*tuple[Any, ...]]
 
 
 def verify(session: Session) -> list[str]:
     """Every way in which the ledger contradicts itself, one sentence each; empty is clean."""
     return [
         *_leases(session),
-        *_charged(session),
-        *_entries(session),
         *_credit(session),
         *_holds(session),
         *_projections(session),
@@ -45,33 +51,138 @@ def verify(session: Session) -> list[str]:
     ]
 
 
-# --- leases and their segments ----------------------------------------------------------------
+def _rows(session: Session, query: sa.Select[*tuple[Any, ...]]) -> Iterator[_Row]:
+    """The rows of a query, some at a time, and without what makes objects of them."""
+    return iter(session.connection().execute(query, execution_options={"yield_per": _CHUNK}))
+
+
+class _Sorted(Generic[_K]):
+    """The rows of a query that is in the order of its first column, taken by its values."""
+
+    def __init__(self, session: Session, query: sa.Select[*tuple[Any, ...]]) -> None:
+        self._rows = _rows(session, query)
+        self._next: _Row | None = next(self._rows, None)
+
+    @property
+    def key(self) -> _K | None:
+        """The first column of what comes next; None: nothing does."""
+        return None if self._next is None else self._next[0]
+
+    def take(self, key: _K) -> list[_Row]:
+        """All rows of ``key``, if they come next."""
+        found = []
+        while self._next is not None and self._next[0] == key:
+            found.append(self._next)
+            self._next = next(self._rows, None)
+        return found
+
+
+# --- leases, their segments, and the entries that pay them --------------------------------------
+
+_LEASE = (
+    Lease.id, Lease.account_id, Lease.group_id, Lease.price_list, Lease.slice_type, Lease.state,
+    Lease.started_us, Lease.covered_us, Lease.billed_us, Lease.finished_us,
+    Lease.stop_requested_us, Lease.absorbed_from_us, Lease.open_before_us, Lease.opened_us,
+)  # fmt: skip
+_SEGMENT = (
+    Segment.lease_id, Segment.id, Segment.from_us, Segment.til_us, Segment.price_id, Segment.payer,
+    Segment.amount_u,
+)  # fmt: skip
+#: Of each segment's entries; all None where it has none.
+_ENTRY = (
+    Entry.id.label("entry_id"), Entry.debit_id, Entry.credit_id,
+    Entry.amount_u.label("paid_u"), Entry.grant_id,
+)  # fmt: skip
+
+
+class _Price(NamedTuple):
+    number: int
+    from_us: int
+    rate_u_per_hour: int
+
+
+@dataclass
+class _Prices:
+    """The prices of one list and slice type, oldest first."""
+
+    starts: list[int] = field(default_factory=list)
+    prices: list[_Price] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is small and needed for every lease."""
+
+    lists: Mapping[tuple[str, str], _Prices]
+    platform: Mapping[str, int | None]
+    #: Whose each credit is.
+    owners: Mapping[int, int]
 
 
 def _leases(session: Session) -> Iterator[str]:
-    prices = {price.id: price for price in session.scalars(sa.select(Price))}
-    lists = _price_lists(prices)
-    segments: dict[str, list[Segment]] = defaultdict(list)
-    for segment in session.scalars(sa.select(Segment).order_by(Segment.lease_id, Segment.from_us)):
-        segments[segment.lease_id].append(segment)
-    for lease in session.scalars(sa.select(Lease).order_by(Lease.id)):
-        mine = segments.pop(lease.id, [])
+    """Each lease with its segments, their entries, and the accounts that it counts for."""
+    facts = _Facts(
+        lists=_price_lists(session),
+        platform={name: accounts.find(session, accounts.OURS, name) for name in accounts.PLATFORM},
+        owners=dict(session.execute(sa.select(CreditGrant.id, CreditGrant.account_id)).all()),
+    )
+    paid: _Sorted[str] = _Sorted(
+        session,
+        sa.select(*_SEGMENT, *_ENTRY)
+        .outerjoin(Entry, Entry.segment_id == Segment.id)
+        .order_by(Segment.lease_id, Segment.from_us),
+    )
+    counts: _Sorted[str] = _Sorted(
+        session,
+        sa.select(LeaseAccount.lease_id, LeaseAccount.account_id).order_by(
+            LeaseAccount.lease_id, LeaseAccount.depth
+        ),
+    )
+    for lease in _rows(session, sa.select(*_LEASE).order_by(Lease.id)):
+        yield from _of_nobody(paid, lease.id)
+        while counts.key is not None and counts.key < lease.id:
+            counts.take(counts.key)
+        chain = [row.account_id for row in counts.take(lease.id)]
+        yield from _charged(lease, chain)
+        rows = paid.take(lease.id)
+        # A segment has a row for each entry that pays it.
+        mine = list({row.id: row for row in rows}.values())
         yield from _tiles(lease, mine)
-        known = lists.get((lease.price_list, lease.slice_type), [])
-        for segment in mine:
-            yield from _priced(lease, segment, prices, known)
-    for lease_id in segments:
+        pays = _Pays.of(lease)
+        yield from _priced(lease, mine, facts.lists, pays)
+        yield from _paid(lease, chain, rows, facts, pays)
+    yield from _of_nobody(paid, None)
+
+
+def _of_nobody(paid: _Sorted[str], before: str | None) -> Iterator[str]:
+    """Segments of leases that do not exist, up to the next one that does."""
+    while paid.key is not None and (before is None or paid.key < before):
+        lease_id = paid.key
         yield f"segments of lease {lease_id}, which does not exist"
+        for segment_id, amount in {row.id: row.amount_u for row in paid.take(lease_id)}.items():
+            if amount:
+                yield f"segment {segment_id} costs {amount} but 0 was paid"
 
 
-def _price_lists(prices: dict[int, Price]) -> dict[tuple[str, str], list[Price]]:
-    found: dict[tuple[str, str], list[Price]] = defaultdict(list)
-    for price in sorted(prices.values(), key=lambda price: price.effective_from_us):
-        found[price.price_list, price.slice_type].append(price)
+def _price_lists(session: Session) -> dict[tuple[str, str], _Prices]:
+    found: dict[tuple[str, str], _Prices] = defaultdict(_Prices)
+    for price in session.scalars(sa.select(Price).order_by(Price.effective_from_us)):
+        mine = found[price.price_list, price.slice_type]
+        mine.starts.append(price.effective_from_us)
+        mine.prices.append(_Price(price.id, price.effective_from_us, price.rate_u_per_hour))
     return found
 
 
-def _tiles(lease: Lease, mine: list[Segment]) -> Iterator[str]:
+def _charged(lease: _Row, chain: list[int]) -> Iterator[str]:
+    """A lease counts for its user first, then for the group that it is charged to."""
+    group = [] if lease.group_id is None else [lease.group_id]
+    if chain[:2] != [lease.account_id, *group]:
+        yield (
+            f"lease {lease.id} of {lease.account_id} (group {lease.group_id}) counts for {chain}"
+        )
+
+
+def _tiles(lease: _Row, mine: list[_Row]) -> Iterator[str]:
     """From *started* to what is paid without gap or overlap; to *finished* once it is settled."""
     where = f"lease {lease.id}"
     if lease.started_us is None:
@@ -94,102 +205,93 @@ def _tiles(lease: Lease, mine: list[Segment]) -> Iterator[str]:
         yield f"{where}: billed to {at} but seen alive only to {lease.covered_us}"
 
 
-def _priced(
-    lease: Lease, segment: Segment, prices: dict[int, Price], known: list[Price]
-) -> Iterator[str]:
-    """The price is the one in force, for the whole segment, and the amount follows from it."""
-    where = f"segment {segment.id} of lease {lease.id}"
-    price = prices.get(segment.price_id)
-    in_force = [p for p in known if p.effective_from_us <= segment.from_us]
-    if price is None or not in_force or in_force[-1].id != price.id:
-        yield f"{where}: price {segment.price_id} was not in force at {segment.from_us}"
-        return
-    if any(segment.from_us < p.effective_from_us < segment.til_us for p in known):
-        yield f"{where} spans a change of price"
-    assert lease.started_us is not None
-    origin = max(lease.started_us, price.effective_from_us)
-    before = price.rate_u_per_hour * (segment.from_us - origin) // 3_600_000_000
-    after = price.rate_u_per_hour * (segment.til_us - origin) // 3_600_000_000
-    if segment.amount_u != after - before:
-        yield f"{where}: amount {segment.amount_u}, its time costs {after - before}"
-    absorbed, idle_til = _platform_pays(lease)
-    for mark in (absorbed, idle_til):
-        if mark is not None and segment.from_us < mark < segment.til_us:
-            yield f"{where} spans {mark}, from where another one pays"
-    payer = "user" if _payer(lease, segment.from_us) == "user" else "writeoff"
-    if segment.payer != payer:
-        yield f"{where}: paid by {segment.payer}, should be {payer}"
-
-
-def _platform_pays(lease: Lease) -> tuple[int | None, int | None]:
+class _Pays(NamedTuple):
     """From where the platform pays because a stop was due, and until where nobody had come."""
-    stops = [mark for mark in (lease.stop_requested_us, lease.absorbed_from_us) if mark is not None]
-    idle_til = lease.opened_us if lease.open_before_us is not None else None
-    return min(stops, default=None), idle_til
+
+    absorbed_us: int | None
+    idle_til_us: int | None
+
+    @classmethod
+    def of(cls, lease: _Row) -> _Pays:
+        stop, absorbed, idle_til = lease.stop_requested_us, lease.absorbed_from_us, None
+        if lease.open_before_us is not None:
+            idle_til = _NEVER if lease.opened_us is None else lease.opened_us
+        if stop is not None and (absorbed is None or stop < absorbed):
+            absorbed = stop
+        return cls(absorbed, idle_til)
+
+    def at(self, moment: int) -> str:
+        """Who pays what begins at a moment."""
+        if self.idle_til_us is not None and moment < self.idle_til_us:
+            return "idle"
+        if self.absorbed_us is not None and moment >= self.absorbed_us:
+            return "writeoff"
+        return "user"
 
 
-def _payer(lease: Lease, moment: int) -> str:
-    absorbed, _ = _platform_pays(lease)
-    unopened = lease.open_before_us is not None and (
-        lease.opened_us is None or moment < lease.opened_us
-    )
-    if unopened:
-        return "idle"
-    return "writeoff" if absorbed is not None and moment >= absorbed else "user"
+_NEVER = 1 << 62
 
 
-# --- entries ----------------------------------------------------------------------------------
+def _priced(
+    lease: _Row, mine: list[_Row], lists: Mapping[tuple[str, str], _Prices], pays: _Pays
+) -> Iterator[str]:
+    """Each price is the one in force, for the whole segment, and the amount follows from it."""
+    known = lists.get((lease.price_list, lease.slice_type))
+    started = lease.started_us
+    for segment in mine:
+        from_us, til_us = segment.from_us, segment.til_us
+        following = 0 if known is None else bisect_right(known.starts, from_us)
+        price = None if known is None or not following else known.prices[following - 1]
+        if known is None or price is None or price.number != segment.price_id:
+            where = f"segment {segment.id} of lease {lease.id}"
+            yield f"{where}: price {segment.price_id} was not in force at {from_us}"
+            continue
+        if following < len(known.starts) and known.starts[following] < til_us:
+            yield f"segment {segment.id} of lease {lease.id} spans a change of price"
+        if started is None:
+            continue  # which is told already
+        origin = max(started, price.from_us)
+        before = price.rate_u_per_hour * (from_us - origin) // 3_600_000_000
+        cost = price.rate_u_per_hour * (til_us - origin) // 3_600_000_000 - before
+        if segment.amount_u != cost:
+            where = f"segment {segment.id} of lease {lease.id}"
+            yield f"{where}: amount {segment.amount_u}, its time costs {cost}"
+        for mark in pays:
+            if mark is not None and from_us < mark < til_us:
+                where = f"segment {segment.id} of lease {lease.id}"
+                yield f"{where} spans {mark}, from where another one pays"
+        payer = "user" if pays.at(from_us) == "user" else "writeoff"
+        if segment.payer != payer:
+            where = f"segment {segment.id} of lease {lease.id}"
+            yield f"{where}: paid by {segment.payer}, should be {payer}"
 
 
-def _entries(session: Session) -> Iterator[str]:
+def _paid(
+    lease: _Row, chain: list[int], rows: list[_Row], facts: _Facts, pays: _Pays
+) -> Iterator[str]:
     """Every segment is paid exactly, by the right accounts, to revenue."""
-    platform = {name: accounts.find(session, accounts.OURS, name) for name in accounts.PLATFORM}
-    chains = _chains(session)
-    owners = dict(session.execute(sa.select(CreditGrant.id, CreditGrant.account_id)).all())
-    paid: dict[int, int] = defaultdict(int)
-    query = (
-        sa.select(Entry, Segment.from_us, Lease)
-        .join(Segment, Entry.segment_id == Segment.id)
-        .join(Lease, Segment.lease_id == Lease.id)
-        .order_by(Entry.id)
-    )
-    for entry, from_us, lease in session.execute(query):
-        paid[entry.segment_id or 0] += entry.amount_u
-        payer = _payer(lease, from_us)
-        debit = lease.account_id if payer == "user" else platform[payer]
-        if entry.grant_id is not None:
-            debit = owners.get(entry.grant_id)
-            if payer != "user" or debit not in chains[lease.id]:
-                yield f"entry {entry.id} is paid from credit {entry.grant_id}, which is not its"
-        if entry.debit_id != debit or entry.credit_id != platform["revenue"]:
-            moves = f"{entry.debit_id} → {entry.credit_id}"
-            yield f"entry {entry.id} moves {moves}, not {debit} → {platform['revenue']}"
-    for segment_id, amount in session.execute(sa.select(Segment.id, Segment.amount_u)):
-        if paid.get(segment_id, 0) != amount:
-            yield f"segment {segment_id} costs {amount} but {paid.get(segment_id, 0)} was paid"
-
-
-def _chains(session: Session) -> dict[str, list[int]]:
-    """The accounts of each lease, its user's first."""
-    found: dict[str, list[int]] = defaultdict(list)
-    rows = session.execute(
-        sa.select(LeaseAccount.lease_id, LeaseAccount.account_id).order_by(
-            LeaseAccount.lease_id, LeaseAccount.depth
-        )
-    )
-    for lease_id, account_id in rows:
-        found[lease_id].append(account_id)
-    return found
-
-
-def _charged(session: Session) -> Iterator[str]:
-    """Every lease counts for its user first, then for the group that it is charged to."""
-    chains = _chains(session)
-    rows = session.execute(sa.select(Lease.id, Lease.account_id, Lease.group_id).order_by(Lease.id))
-    for lease_id, account_id, group_id in rows:
-        chain = chains.get(lease_id, [])
-        if chain[:2] != [account_id, *([group_id] if group_id is not None else [])]:
-            yield f"lease {lease_id} of {account_id} (group {group_id}) counts for {chain}"
+    rest: dict[int, int] = {}
+    revenue = facts.platform["revenue"]
+    for row in rows:
+        if row.id not in rest:
+            rest[row.id] = row.amount_u
+        if row.entry_id is None:
+            continue
+        rest[row.id] -= row.paid_u
+        payer = pays.at(row.from_us)
+        debit = lease.account_id if payer == "user" else facts.platform[payer]
+        if row.grant_id is not None:
+            debit = facts.owners.get(row.grant_id)
+            if payer != "user" or debit not in chain:
+                yield f"entry {row.entry_id} is paid from credit {row.grant_id}, which is not its"
+        if row.debit_id != debit or row.credit_id != revenue:
+            moves = f"{row.debit_id} → {row.credit_id}"
+            yield f"entry {row.entry_id} moves {moves}, not {debit} → {revenue}"
+    if any(rest.values()):
+        for segment_id, amount in {row.id: row.amount_u for row in rows}.items():
+            paid = amount - rest[segment_id]
+            if paid != amount:
+                yield f"segment {segment_id} costs {amount} but {paid} was paid"
 
 
 # --- corrections and credit -------------------------------------------------------------------
@@ -250,81 +352,100 @@ _NOTHING: _Figures = (0, 0, 0, 0, 0)
 
 def _projections(session: Session) -> Iterator[str]:
     """What is stored per account equals what its segments, corrections, holds and leases give."""
-    should = _rebuilt(session)
-    stored: dict[_Row, _Figures] = {
-        (row.account_id, row.slice_type, row.period, row.start_us): (
-            row.spent_u, row.gpu_us, row.held_u, row.held_gpu_us, row.active
-        )
-        for row in session.scalars(sa.select(AccountPeriod))
-    }  # fmt: skip
-    for key in sorted({*should, *stored}):
-        is_, due = stored.get(key, _NOTHING), should.get(key, _NOTHING)
-        if is_ != due:
-            account_id, slice_type, period, start = key
-            where = f"account {account_id} {slice_type or 'all'} {period} {start}"
-            yield f"{where}: (spent, gpu, held, held gpu, active) is {is_}, its facts give {due}"
-
-
-_Row = tuple[int, str, str, int]
-
-
-def _rebuilt(session: Session) -> dict[_Row, _Figures]:
-    found: dict[_Row, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
-    at = Segment.from_us - Segment.from_us % _BUCKET_US
-    gpu = (Segment.til_us - Segment.from_us) * Lease.gpu_milli
-    rows = session.execute(
+    stored: _Sorted[int] = _Sorted(
+        session,
         sa.select(
-            LeaseAccount.account_id,
-            at,
-            sa.func.sum(Segment.amount_u),
-            sa.func.sum(gpu // 1000),  # rounded down for each segment
-        )
-        .select_from(Segment)
-        .join(Lease, Lease.id == Segment.lease_id)
-        .join(LeaseAccount, LeaseAccount.lease_id == Lease.id)
-        .where(Segment.payer == "user")
-        .group_by(LeaseAccount.account_id, at)
-    )
-    for account_id, start, spent, gpu_us in rows:
-        for key in ((account_id, "", "bucket", int(start)), (account_id, "", "life", 0)):
-            found[key][0] += int(spent)
-            found[key][1] += int(gpu_us)
-    for account_id, start, amount in _corrections(session):
-        for key in ((account_id, "", "bucket", start), (account_id, "", "life", 0)):
-            found[key][0] += amount
-    held = session.execute(
-        sa.select(Hold.account_id, sa.func.sum(Hold.amount_u), sa.func.sum(Hold.gpu_us))
-        .where(Hold.state == "open")
-        .group_by(Hold.account_id)
-    )
-    for account_id, amount, gpu_us in held:
-        found[account_id, "", "life", 0][2] += int(amount)
-        found[account_id, "", "life", 0][3] += int(gpu_us)
-    active = session.execute(
-        sa.select(LeaseAccount.account_id, Lease.slice_type, sa.func.count())
-        .join(Lease, Lease.id == LeaseAccount.lease_id)
-        .where(Lease.state.in_(LIVE_STATES))
-        .group_by(LeaseAccount.account_id, Lease.slice_type)
-    )
-    for account_id, slice_type, count in active:
-        found[account_id, "", "life", 0][4] += count
-        found[account_id, slice_type, "life", 0][4] += count
-    return {key: (a, b, c, d, e) for key, (a, b, c, d, e) in found.items()}
+            AccountPeriod.account_id, AccountPeriod.slice_type, AccountPeriod.period,
+            AccountPeriod.start_us, AccountPeriod.spent_u, AccountPeriod.gpu_us,
+            AccountPeriod.held_u, AccountPeriod.held_gpu_us, AccountPeriod.active,
+        ).order_by(AccountPeriod.account_id),
+    )  # fmt: skip
+    used, corrected = _Sorted[int](session, _USED), _Sorted[int](session, _CORRECTED)
+    held, active = _Sorted[int](session, _HELD), _Sorted[int](session, _ACTIVE)
+    sources = (stored, used, corrected, held, active)
+    while keys := [one.key for one in sources if one.key is not None]:
+        account_id = min(keys)
+        kept: dict[_Place, _Figures] = {
+            (row.slice_type, row.period, row.start_us): (
+                row.spent_u, row.gpu_us, row.held_u, row.held_gpu_us, row.active
+            )
+            for row in stored.take(account_id)
+        }  # fmt: skip
+        due = _rebuilt(*(one.take(account_id) for one in (used, corrected, held, active)))
+        for place in sorted({*kept, *due}):
+            is_, should = kept.get(place, _NOTHING), due.get(place, _NOTHING)
+            if is_ != should:
+                slice_type, period, start = place
+                where = f"account {account_id} {slice_type or 'all'} {period} {start}"
+                yield (
+                    f"{where}: (spent, gpu, held, held gpu, active) is {is_}, "
+                    f"its facts give {should}"
+                )
 
 
-def _corrections(session: Session) -> Iterator[tuple[int, int, int]]:
-    """Account, start of the bucket and signed amount of what was corrected afterwards."""
-    corrected = aliased(Entry)
-    rows = session.execute(
-        sa.select(LeaseAccount.account_id, Segment.from_us, Entry.kind, Entry.amount_u)
-        .select_from(Entry)
-        .join(corrected, corrected.id == Entry.corrects_id)
-        .join(Segment, Segment.id == corrected.segment_id)
-        .join(LeaseAccount, LeaseAccount.lease_id == Segment.lease_id)
-        .where(Entry.kind.in_(_SIGNS))
+#: Which row of an account: slice type, period, start.
+_Place = tuple[str, str, int]
+
+_AT = Segment.from_us - Segment.from_us % _BUCKET_US
+#: Each by account first. Time is rounded down for each segment.
+_USED = (
+    sa.select(
+        LeaseAccount.account_id,
+        _AT.label("start"),
+        sa.func.sum(Segment.amount_u),
+        sa.func.sum((Segment.til_us - Segment.from_us) * Lease.gpu_milli // 1000),
     )
-    for account_id, from_us, kind, amount in rows:
-        yield account_id, from_us - from_us % _BUCKET_US, _SIGNS[kind] * amount
+    .select_from(Segment)
+    .join(Lease, Lease.id == Segment.lease_id)
+    .join(LeaseAccount, LeaseAccount.lease_id == Lease.id)
+    .where(Segment.payer == "user")
+    .group_by(LeaseAccount.account_id, _AT)
+    .order_by(LeaseAccount.account_id, _AT)  # as it is grouped, so that it is sorted once
+)
+_CORRECTED_ENTRY = aliased(Entry)
+_CORRECTED = (
+    sa.select(LeaseAccount.account_id, _AT, Entry.kind, Entry.amount_u)
+    .select_from(Entry)
+    .join(_CORRECTED_ENTRY, _CORRECTED_ENTRY.id == Entry.corrects_id)
+    .join(Segment, Segment.id == _CORRECTED_ENTRY.segment_id)
+    .join(LeaseAccount, LeaseAccount.lease_id == Segment.lease_id)
+    .where(Entry.kind.in_(_SIGNS))
+    .order_by(LeaseAccount.account_id)
+)
+_HELD = (
+    sa.select(Hold.account_id, sa.func.sum(Hold.amount_u), sa.func.sum(Hold.gpu_us))
+    .where(Hold.state == "open")
+    .group_by(Hold.account_id)
+    .order_by(Hold.account_id)
+)
+_ACTIVE = (
+    sa.select(LeaseAccount.account_id, Lease.slice_type, sa.func.count())
+    .join(Lease, Lease.id == LeaseAccount.lease_id)
+    .where(Lease.state.in_(LIVE_STATES))
+    .group_by(LeaseAccount.account_id, Lease.slice_type)
+    .order_by(LeaseAccount.account_id)
+)
+
+
+def _rebuilt(
+    used: list[_Row], corrected: list[_Row], held: list[_Row], active: list[_Row]
+) -> dict[_Place, _Figures]:
+    """The rows of one account as they should be."""
+    found: dict[_Place, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+    for _, start, spent, gpu_us in used:
+        for place in (("", "bucket", int(start)), ("", "life", 0)):
+            found[place][0] += int(spent)
+            found[place][1] += int(gpu_us)
+    for _, start, kind, amount in corrected:
+        for place in (("", "bucket", int(start)), ("", "life", 0)):
+            found[place][0] += _SIGNS[kind] * amount
+    for _, amount, gpu_us in held:
+        found["", "life", 0][2] += int(amount)
+        found["", "life", 0][3] += int(gpu_us)
+    for _, slice_type, count in active:
+        found["", "life", 0][4] += count
+        found[slice_type, "life", 0][4] += count
+    return {place: (a, b, c, d, e) for place, (a, b, c, d, e) in found.items()}
 
 
 def _totals(session: Session) -> Iterator[str]:

@@ -68,7 +68,7 @@ def candidates(
         )
     names = sorted(set(groups))
     upwards = _upwards(session, names)
-    held = policies.current_of(
+    held = policies.some(
         session,
         {policies.EVERYONE, f"user:{account_id}"}
         | {f"group:{one}" for links in upwards for one, _ in links},

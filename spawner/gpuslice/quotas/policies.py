@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,25 +53,32 @@ _CURRENT_OF = sa.select(Policy).where(
 )
 
 
-def current_of(session: Session, subjects: Collection[str]) -> dict[str, Stored]:
-    """The versions that hold now of several subjects, as far as they have one."""
+def some(session: Session, subjects: Collection[str]) -> dict[str, Stored]:
+    """The versions that hold now, of those subjects that have one."""
     rows = session.scalars(_CURRENT_OF, {"subjects": sorted(subjects)})
     return {row.subject: _stored(row) for row in rows}
 
 
-def at(session: Session, subject: str, moment: int) -> Stored | None:
-    """The version that held at a moment."""
-    row = session.scalar(
+def versions(session: Session, subjects: Collection[str]) -> dict[str, list[Stored]]:
+    """Every version there ever was of these subjects, newest first."""
+    rows = session.scalars(
         sa.select(Policy)
-        .where(
-            Policy.subject == subject,
-            Policy.valid_from_us <= moment,
-            sa.or_(Policy.valid_til_us.is_(None), Policy.valid_til_us > moment),
-        )
-        .order_by(Policy.version.desc())
-        .limit(1)
+        .where(Policy.subject.in_(subjects))
+        .order_by(Policy.subject, Policy.version.desc())
     )
-    return None if row is None else _stored(row)
+    found: dict[str, list[Stored]] = defaultdict(list)
+    for row in rows:
+        found[row.subject].append(_stored(row))
+    return found
+
+
+def at(known: Iterable[Stored], moment: int) -> Stored | None:
+    """The version that held at a moment, of one subject's `versions`."""
+    for stored in known:
+        til = stored.valid_til_us
+        if stored.valid_from_us <= moment and (til is None or til > moment):
+            return stored
+    return None
 
 
 def every_current(session: Session) -> list[Stored]:

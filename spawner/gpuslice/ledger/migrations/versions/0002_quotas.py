@@ -28,6 +28,7 @@ _LIVE = "('granted', 'running', 'stopping', 'settled', 'revoking')"
 def upgrade() -> None:
     _tables()
     _columns()
+    _indexes()
     _policies()
     for statement in _FIGURES:
         op.execute(statement)
@@ -249,6 +250,23 @@ def _columns() -> None:
         ("lease", _maybe("opened_us")),
     ):
         op.add_column(table, column)
+
+
+def _indexes() -> None:
+    """What an account's newest entries, corrections of one, and a user's leases are found by."""
+    op.drop_index("ix_entry_debit_id", table_name="entry")
+    op.drop_index("ix_entry_credit_id", table_name="entry")
+    op.create_index("ix_entry_debit", "entry", ["debit_id", "id"], unique=False)
+    op.create_index("ix_entry_credit", "entry", ["credit_id", "id"], unique=False)
+    op.create_index(
+        "ix_entry_corrects",
+        "entry",
+        ["corrects_id"],
+        unique=False,
+        sqlite_where=sa.text("corrects_id IS NOT NULL"),
+        postgresql_where=sa.text("corrects_id IS NOT NULL"),
+    )
+    op.create_index("ix_lease_user", "lease", ["user_name", "granted_us", "id"], unique=False)
 
 
 def _number(name: str) -> sa.Column[int]:
