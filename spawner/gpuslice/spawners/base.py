@@ -129,9 +129,12 @@ class GpuSpawner(Spawner):
     patience_s = Float(
         300.0,
         help="""
-        How many seconds a stop, or the search for a server after a restart of the hub, goes on
-        while nobody who could know answers, or a server that runs does not. Meanwhile the server
-        is never taken for stopped; the hub and everybody else's servers do not wait for it.
+        How many seconds a stop, or the search for a server after a crash of the hub, goes on
+        while nobody who could know answers. Meanwhile the server is never taken for stopped;
+        the hub and everybody else's servers do not wait for it.
+
+        A hub that starts waits as long for a server that the engine says runs and that does not
+        answer; while the engine cannot be asked, it waits without a limit.
         """,
     ).tag(config=True)
 
@@ -635,7 +638,7 @@ class GpuSpawner(Spawner):
             await asyncio.sleep(_LOOK_AGAIN_S * 5)
 
     async def get_url(self) -> str:
-        """Where the server is, told when it answers there, has ended, or patience has.
+        """Where the server is; waits until it answers there or is over, or ``patience_s``.
 
         A hub that starts asks this about every server that runs, gives it ``http_timeout`` seconds
         to answer there, and **stops it** if it does not. Yet a notebook may be busy for longer, and
