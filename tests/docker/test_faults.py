@@ -264,7 +264,7 @@ def test_23_a_start_that_hangs_holds_a_slice_no_longer_than_it_may(world: FaultW
 
 
 def test_23_a_server_that_never_answers(world: FaultWorld) -> None:
-    world.behave("jana", "mute", start_timeout=8)
+    world.behave("jana", "mute", start_timeout=20)
     held = world.hold_removal()
     world.in_background("jana", "whole")
     lease = until("it has a slice", lambda: world.lease("jana"))

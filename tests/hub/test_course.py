@@ -372,7 +372,7 @@ def test_a_course_by_rest_holds_with_the_cost_of_whole_sessions_reserved(course:
     assert platform.ask_to_spawn("ida", {"slice": "quarter", "hours": 0.003}).ok
     (lease,) = (one for one in course.leases("ida") if one["server"] == "")
     ended = platform.wait_over(lease["lease_id"])
-    assert "hours that were asked for are over" in (ended["stop_reason"] or "")
+    assert "The time that was asked for" in (ended["stop_reason"] or "")
     course.settled("ida")
 
     promised_is_promised(course)

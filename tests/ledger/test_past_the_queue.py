@@ -285,7 +285,7 @@ def test_an_offer_is_taken_for_less_time(world: World) -> None:
     assert stored(world, lease_id).declared_us == HOUR_US
     passes(world, HOUR_US + 2 * MINUTE_US)
     view = world.view(lease_id)
-    assert "1 hours that were asked for are over" in (view.stop_reason or "")
+    assert "asked for (1 hour) is over" in (view.stop_reason or "")
     assert view.cost_u <= WHOLE_U
 
 

@@ -93,6 +93,7 @@ class EngineProxy:
         self._lock = threading.Lock()
         self._open: dict[socket.socket, str] = {}
         self._listener: socket.socket | None = None
+        self._ended = False
 
     # --- planting ---------------------------------------------------------------------------
 
@@ -160,6 +161,12 @@ class EngineProxy:
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
+    def end(self) -> None:
+        """Ends for good; a call that hangs does not reach the engine any more."""
+        self._ended = True
+        self.clear()
+        self.down()
+
     def count(self, method: str, path: str) -> int:
         """How many such calls there were so far."""
         return sum(
@@ -210,6 +217,8 @@ class EngineProxy:
             if fault.kind != "hang":
                 return
             fault.hold()
+            if self._ended:
+                return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as engine:
             engine.connect(self._engine)
             engine.sendall(_closing(head) + rest)
@@ -241,8 +250,7 @@ def engine_proxy(path: Path, engine: str = ENGINE) -> Iterator[EngineProxy]:
     try:
         yield proxy
     finally:
-        proxy.clear()
-        proxy.down()
+        proxy.end()
 
 
 def _pump(source: socket.socket, target: socket.socket, *, end: bool = True) -> None:

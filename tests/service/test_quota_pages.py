@@ -212,7 +212,7 @@ def test_the_deadline_is_on_the_card(service: ServiceThread, world: World) -> No
     assert view.deadline_us is not None
     said = words(page(service, MIA).find(id="live"))
     assert "As things are it is stopped at" in said
-    assert "A session lasts 1 hours (your own limit)" in said
+    assert "A session lasts 1 hour (your own limit)" in said
     finish(world, lease)
 
 

@@ -38,7 +38,8 @@ from gpuslice.placement.reserved import left_over
 from gpuslice.quotas import admission
 from gpuslice.quotas.admission import Ask
 from gpuslice.quotas.chain import candidates
-from gpuslice.units import HOUR_US, MINUTE_US
+from gpuslice.quotas.words import in_hours
+from gpuslice.units import MINUTE_US
 from gpuslice.wire import LeaseState
 
 
@@ -105,13 +106,13 @@ def _as_asked(
     """
     declared = lease.declared_us if request.declared_us is None else request.declared_us
     if lease.declared_us is not None and declared is not None and declared > lease.declared_us:
-        hours = f"{lease.declared_us / HOUR_US:.6g} hours"
+        longest = in_hours(lease.declared_us)
         raise Refused(
             "offer-shorter",
-            f"The {lease.title} that is reserved for this server is for {hours}, and you ask for "
-            f"{declared / HOUR_US:.6g}. Take it for at most {hours}, or give it back first (My "
+            f"The {lease.title} that is reserved for this server is for {longest}, and you ask "
+            f"for {in_hours(declared)}. Take it for at most {longest}, or give it back first (My "
             "GPU) and ask anew.",
-            status=409, limit=hours,
+            status=409, limit=longest,
         )  # fmt: skip
     charged = None if lease.group_id is None else accounts.name_of(session, lease.group_id)
     if declared == lease.declared_us and request.group in (None, charged):

@@ -26,7 +26,7 @@ from gpuslice.quotas.documents import zone_of
 from gpuslice.quotas.periods import Window, window
 from gpuslice.quotas.policies import Stored
 from gpuslice.quotas.rules import Effective, Rule, effective
-from gpuslice.quotas.words import amount
+from gpuslice.quotas.words import amount, in_hours
 from gpuslice.units import HOUR_US, MINUTE_US
 from gpuslice.wire import LeaseState
 
@@ -268,10 +268,10 @@ def _own_end(lease: Lease, holding: Effective) -> Iterator[_End]:
     """The longest session, the time its user declared, and a server nobody has opened."""
     assert lease.started_us is not None
     if holding.session_us is not None:
-        text = f"A session lasts {holding.session_us / HOUR_US:g} hours ({holding.session_source})"
+        text = f"A session lasts {in_hours(holding.session_us)} ({holding.session_source})"
         yield _End(lease.started_us + holding.session_us, text)
     if lease.declared_us is not None:
-        text = f"The {lease.declared_us / HOUR_US:g} hours that were asked for are over"
+        text = f"The time that was asked for ({in_hours(lease.declared_us)}) is over"
         yield _End(lease.started_us + lease.declared_us, text)
     if lease.open_before_us is not None and lease.opened_us is None:
         yield _End(lease.open_before_us, "Nobody opened the server after its turn had come")

@@ -22,7 +22,7 @@ from gpuslice.quotas.chain import Chain, candidates
 from gpuslice.quotas.documents import zone_of
 from gpuslice.quotas.periods import window
 from gpuslice.quotas.rules import Effective, Rule, effective
-from gpuslice.quotas.words import amount, refusal_text
+from gpuslice.quotas.words import amount, in_hours, refusal_text
 from gpuslice.units import SECOND_US, cost_u
 
 
@@ -158,7 +158,7 @@ def _declared(holding: Effective, ask: Ask) -> int | None:
     longest = holding.session_us
     declared = ask.declared_us
     if declared is not None and longest is not None and declared > longest:
-        hours = f"{longest / 3_600_000_000:g} hours"
+        hours = in_hours(longest)
         raise Refused(
             "session-limit",
             f"A session lasts at most {hours} ({holding.session_source}); ask for less time.",

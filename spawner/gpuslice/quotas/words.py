@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import tzinfo
 
 from gpuslice.quotas.rules import Rule
-from gpuslice.units import HOUR_US, format_money, to_datetime
+from gpuslice.units import HOUR_US, MINUTE_US, format_money, to_datetime
 
 _MINUTE = "%a %Y-%m-%d %H:%M"
 
@@ -29,6 +29,13 @@ def amount(rule: Rule, value: int | None, currency: str = "") -> str:
 
 def hours(us: int) -> str:
     return f"{us / HOUR_US:.2f}".rstrip("0").rstrip(".")
+
+
+def in_hours(us: int) -> str:
+    """How long something lasts: ``1 hour``, ``2.5 hours``, ``20 minutes``."""
+    unit, name = (HOUR_US, "hour") if us >= HOUR_US else (MINUTE_US, "minute")
+    said = f"{us / unit:.2f}".rstrip("0").rstrip(".")
+    return f"{said} {name}{'' if said == '1' else 's'}"
 
 
 def plain(rule: Rule, value: int) -> str:
