@@ -208,8 +208,8 @@ def test_limits_stops_and_bills_through_the_real_broker(platform: Platform) -> N
     audit = ask("root1", "GET", "api/admin/audit").json()["rows"]
     assert [(row["actor"], row["action"], row["reason"]) for row in audit[:3]] == [
         ("root1", "lease.stop", "<i>needed</i>"),
-        ("root1", "quota.set", "<b>term</b>"),
-        ("root1", "quota.set", "<b>term</b>"),
+        ("root1", "policy.set", "<b>term</b>"),
+        ("root1", "policy.set", "<b>term</b>"),
     ]
     page = ask("root1", "GET", "admin/audit").text
     assert "&lt;b&gt;term&lt;/b&gt;" in page

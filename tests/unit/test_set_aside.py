@@ -197,6 +197,9 @@ def test_nobody_goes_in_vain() -> None:
     assert ways(there, keep(1, HALF), ["new", "old"]) == ["old"]
     # What may not go stays, and then the others need not go either.
     assert ways(there, keep(1, WHOLE), ["new"]) == []
+    # Nor those that were first in the order, once a later one makes room enough.
+    there = fleet([("new", 250), ("old", 500)], [("other", 250)])
+    assert ways(there, keep(6), ["new", "old", "other"]) == ["old"]
 
 
 shares = st.lists(st.sampled_from([250, 500]), max_size=2)

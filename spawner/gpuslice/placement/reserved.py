@@ -98,7 +98,8 @@ def in_the_way(
     for keep in _in_order(keeps):
         held = keep.members & there
         there -= set(sorted(held)[: keep.count])
-        fleet, missing = _fill(fleet, keep, keep.count - len(held), rules)
+        before, wanted = fleet, keep.count - len(held)
+        fleet, missing = _fill(before, keep, wanted, rules)
         ended: list[str] = []
         candidates = [one for one in may_go.get(keep.key, ()) if one not in held]
         touched: set[_Place] = set()
@@ -112,6 +113,10 @@ def in_the_way(
             fleet = without_leases(fleet, set(best.leases))
             fleet, missing = _fill(fleet, keep, missing, rules)
         if ended:
+            rank = {lease_id: number for number, lease_id in enumerate(may_go[keep.key])}
+            ended.sort(key=rank.__getitem__)
+            ended = _needed(before, keep, wanted, missing, ended, rules)
+            fleet, _ = _fill(without_leases(before, set(ended)), keep, wanted, rules)
             found[keep.key] = ended
     return found
 
@@ -181,6 +186,17 @@ def _best_room(
         if best is None or key < best[0]:
             best = (key, room)
     return None if best is None else best[1]
+
+
+def _needed(
+    fleet: FleetSnapshot, keep: Keep, wanted: int, missing: int, ended: list[str], rules: Rules
+) -> list[str]:  # fmt: skip
+    """Those of the ended that cannot stay: a later one may have made more room than was missing."""
+    for lease_id in reversed(tuple(ended)):
+        fewer = [one for one in ended if one != lease_id]
+        if _fill(without_leases(fleet, set(fewer)), keep, wanted, rules)[1] <= missing:
+            ended = fewer
+    return ended
 
 
 def _parts(fleet: FleetSnapshot, kind: SliceKind) -> list[tuple[_Place, FleetSnapshot]]:
