@@ -15,7 +15,7 @@ from gpuslice.broker.moneyviews import (
     RefundLease,
     SetPrice,
 )
-from gpuslice.ledger.tables import Segment
+from gpuslice.ledger.tables import Allowance, Segment
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
 from quotaworld import finish, passes, refused, set_policy, spawn
@@ -139,6 +139,32 @@ def test_money_for_a_running_lease(world: World) -> None:
     assert 0 <= stopped - start - lasts <= 2 * MINUTE_US
     no = refused(lambda: world.do(desk(world).grant_more(lease_id, GrantMore(reason="x"), "r")))
     assert no.refusal.reason == "nothing-given"
+
+
+def test_money_is_added_once_to_each_limit_until_that_resets(world: World) -> None:
+    limits = [{"at_most": 1, "per": "day"}, {"at_most": "2.5", "per": "month"}]
+    set_policy(world, "user", "ada", {"each": {"money": limits}, "timezone": "UTC"})
+    day, spent = 24 * HOUR_US, 0
+    # The first day is given more. The next one has its own limit again, and on the third the
+    # month is used up, with what it was given.
+    for number, most in enumerate((1_500_000, 1_000_000, 500_000)):
+        world.now += day - world.now % day
+        world.reconcile()
+        lease_id = spawn(world, "ada", "quarter", [])
+        if number == 0:
+            more = GrantMore(money_u=500_000, reason="exam")
+            world.do(desk(world).grant_more(lease_id, more, "root"))
+        passes(world, 2 * HOUR_US)
+        assert world.view(lease_id).stop_requested_us is not None
+        finish(world, lease_id)
+        late = 2 * MINUTE_US * 875_001 // HOUR_US
+        cost = world.view(lease_id).cost_u
+        over = max(0, spent - 1_500_000 - 1_000_000 * (number - 1)) if number == 2 else 0
+        assert most - over <= cost <= most + late, number
+        spent += cost
+    kept = sa.select(Allowance.period, Allowance.amount)
+    rows = world.database.read(lambda session: sorted(session.execute(kept).all()))
+    assert rows == [("day", 500_000), ("month", 500_000)]
 
 
 # --- corrections --------------------------------------------------------------------------------

@@ -366,7 +366,8 @@ def _allow(
             span = window(rule.period, zone_of(rule.zone), now)
             session.add(
                 Allowance(
-                    account_id=rule.account_id, kind="money", amount=money_u, from_us=now,
+                    account_id=rule.account_id, kind="money", period=str(rule.period),
+                    amount=money_u, from_us=now,
                     til_us=span.end_us if span.end_us is not None else now + _LONG_US,
                     lease_id=lease.id, actor=actor[:255], reason=reason[:500], created_us=now,
                 )
