@@ -191,6 +191,11 @@ def test_a_refund_goes_back_where_it_came_from_and_counts(world: World) -> None:
     assert refused(
         lambda: world.do(desk(world).refund_lease(lease_id, RefundLease(reason="x"), "root"))
     ).refusal.reason == "refund-too-large"  # fmt: skip
+    acts = [row for row in world.do(world.live().audit(9, None)) if row.action == "lease.refund"]
+    paid = str(world.view(lease_id).cost_u)
+    assert [(row.subject, row.actor, row.reason, row.after) for row in acts] == [
+        (lease_id, "root", "sick GPU", paid)
+    ]
 
 
 def test_a_correction_of_one_entry(world: World) -> None:
@@ -211,6 +216,13 @@ def test_a_correction_of_one_entry(world: World) -> None:
             assert refused(lambda b=body: world.do(desk(world).correct(b, "root"))).status == 409
     usage = world.do(desk(world).usage("user", "ada"))
     assert usage.spent_u == 875_001 - 5 + 7
+    # What was refused is no act.
+    acts = [row for row in world.do(world.live().audit(9, None)) if row.action[:5] == "entry"]
+    assert [(row.action, row.subject, row.actor, row.reason) for row in acts] == [
+        ("entry.surcharge", str(paid.entry_id), "root", "r"),
+        ("entry.refund", str(paid.entry_id), "root", "r"),
+    ]
+    assert [(row.after or "").split(": ")[1] for row in acts] == ["7", "5"]
     gone = Correct(entry_id=10**9, kind="refund", amount_u=1, reason="r")
     assert refused(lambda: world.do(desk(world).correct(gone, "root"))).status == 404
 

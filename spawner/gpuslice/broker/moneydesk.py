@@ -210,6 +210,8 @@ class MoneyDesk:
                 session, body.entry_id, body.kind, body.amount_u, key=uuid.uuid4().hex,
                 actor=actor, reason=body.reason, now=now,
             )  # fmt: skip
+            _audit(session, now, actor, f"entry.{body.kind}", str(body.entry_id), body.reason,
+                   f"entry {entry.id}: {body.amount_u}")  # fmt: skip
             return _entries(session, [Entry.id == entry.id], 1)[0]
 
         return await self._core.serve_write(work)
@@ -227,8 +229,9 @@ class MoneyDesk:
                 for entry, back in corrections.payments(session, lease_id)
                 if entry.amount_u > back
             ]
-            rest = sum(amount for _, amount in left) if body.amount_u is None else body.amount_u
-            if not left or rest > sum(amount for _, amount in left):
+            most = sum(amount for _, amount in left)
+            total = rest = most if body.amount_u is None else body.amount_u
+            if not left or total > most:
                 raise Refused("refund-too-large", "That much was not paid for this lease.",
                               status=409)  # fmt: skip
             ids = []
@@ -241,6 +244,7 @@ class MoneyDesk:
                     )  # fmt: skip
                     ids.append(made.id)
                 rest -= part
+            _audit(session, now, actor, "lease.refund", lease_id, body.reason, str(total))
             return _entries(session, [Entry.id.in_(ids)], len(ids))
 
         return await self._core.serve_write(work)
