@@ -213,7 +213,9 @@ def test_a_correction_of_one_entry(world: World) -> None:
             made = world.do(desk(world).correct(body, "root"))
             assert (made.corrects, made.amount_u, made.actor) == (paid.entry_id, amount, "root")
         else:
-            assert refused(lambda b=body: world.do(desk(world).correct(b, "root"))).status == 409
+            no = refused(lambda b=body: world.do(desk(world).correct(b, "root")))
+            assert no.status == 409
+            assert f"Entry {paid.entry_id} paid 0.{paid.amount_u:06}, of which 0.00000" in str(no)
     usage = world.do(desk(world).usage("user", "ada"))
     assert usage.spent_u == 875_001 - 5 + 7
     # What was refused is no act.

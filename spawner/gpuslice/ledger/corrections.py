@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
 from gpuslice.ledger.tables import Entry, Lease, Segment
+from gpuslice.units import format_money
 
 Kind = Literal["refund", "surcharge"]
 
@@ -41,8 +42,8 @@ def correct(
         if back + amount_u > paid.amount_u:
             raise Refused(
                 "refund-too-large",
-                f"Entry {entry_id} paid {paid.amount_u} micro-units, of which {back} went back "
-                "already; no more than the rest can.",
+                f"Entry {entry_id} paid {format_money(paid.amount_u, places=6)}, of which "
+                f"{format_money(back, places=6)} went back already; no more than the rest can.",
                 status=409,
             )
     revenue = accounts.platform(session, "revenue", now)
