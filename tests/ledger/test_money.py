@@ -18,7 +18,7 @@ from gpuslice.broker.moneyviews import (
 from gpuslice.ledger.tables import Allowance, Segment
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
-from quotaworld import finish, passes, refused, set_policy, spawn
+from quotaworld import finish, leases, passes, refused, set_policy, spawn
 
 
 @pytest.fixture
@@ -139,6 +139,22 @@ def test_money_for_a_running_lease(world: World) -> None:
     assert 0 <= stopped - start - lasts <= 2 * MINUTE_US
     no = refused(lambda: world.do(desk(world).grant_more(lease_id, GrantMore(reason="x"), "r")))
     assert no.refusal.reason == "nothing-given"
+
+
+def test_money_where_nothing_limits_it_is_refused_and_leaves_no_trace(world: World) -> None:
+    """Also where time was given with it: an answer that was half done would be taken for all."""
+    limits = {"money": [{"at_most": "unlimited", "per": "day"}], "session_hours": 9}
+    set_policy(world, "user", "ada", {"each": limits})
+    lease_id = spawn(world, "ada", "quarter", [])
+    for until in (None, world.now + 20 * HOUR_US):
+        more = GrantMore(money_u=1, until_us=until, reason="exam")
+        no = refused(lambda m=more: world.do(desk(world).grant_more(lease_id, m, "root")))
+        assert (no.status, no.refusal.reason) == (409, "no-money-limit")
+        assert "--until" in no.refusal.message
+    acts = {row.action for row in world.do(world.live().audit(9, None))}
+    assert "lease.grant-more" not in acts
+    kept = [(lease.id, lease.guaranteed_til_us) for lease in leases(world)]
+    assert kept == [(lease_id, None)]
 
 
 def test_money_is_added_once_to_each_limit_until_that_resets(world: World) -> None:

@@ -45,7 +45,7 @@ def furnish(world: ServiceLedger) -> Things:
     root = world.config.operator_token
     base = "api/admin/policies"
     for path, document in (
-        ("users/ada", {"each": {"slices": 5}}),
+        ("users/ada", {"each": {"slices": 5, "money": [{"at_most": 9_999, "per": "month"}]}}),
         ("groups/lab", {"each": {"priority": 3}, "total": {"slices": 9}}),
         # Two who have never started anything: one to be renamed, one to be closed.
         ("users/gus", {"each": {"slices": 1}}),

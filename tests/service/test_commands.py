@@ -204,6 +204,9 @@ def test_leases_are_listed_shown_stopped_and_refunded(office: Office) -> None:
 
     more = ("lease", "more", lives)
     assert "--until, --money" in office.run(*more, "--reason", "x", ok=False).stderr
+    no = office.run(*more, "--money", "1", "--reason", "a paper", ok=False)
+    assert "give time instead (--until)" in no.stderr
+    set_policy(office.world, "user", "bob", {"each": {"money": [{"at_most": 9, "per": "day"}]}})
     office.run(*more, "--until", "2030-01-01", "--money", "1", "--reason", "a paper")
     assert "stopping" in office.run("lease", "stop", lives, "--reason", "maintenance").stdout
     assert "maintenance" in office.run("lease", "show", lives).stdout

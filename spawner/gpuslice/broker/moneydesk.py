@@ -174,7 +174,7 @@ class MoneyDesk:
         """Let a running lease go on longer than its limits say.
 
         Raises:
-            Refused: unknown or over, or nothing was given.
+            Refused: unknown or over, nothing was given, or money where none is limited.
         """
         if body.until_us is None and body.money_u is None:
             raise Refused("nothing-given", "Give time (until_us), money (money_u) or both.",
@@ -360,13 +360,20 @@ def _credit(grant: CreditGrant, account: Account) -> CreditView:
 def _allow(
     session: Session, lease: Lease, money_u: int, timezone: str, actor: str, reason: str, now: int
 ) -> None:
-    """More money for everything that limits this lease's, until it resets."""
+    """More money for everything that limits this lease's, until it resets.
+
+    Raises:
+        Refused: nothing does, so that more would change nothing.
+    """
     chain = _chain_of(session, lease)
+    found = False
     for rule in effective(chain, lease.slice_type, timezone).rules:
         if rule.kind == "credit":
+            found = True
             credit.give(session, rule.account_id, money_u, key=uuid.uuid4().hex, actor=actor,
                         reason=reason, now=now)  # fmt: skip
         elif rule.kind == "money" and rule.limit is not None:
+            found = True
             span = window(rule.period, zone_of(rule.zone), now)
             session.add(
                 Allowance(
@@ -376,6 +383,11 @@ def _allow(
                     lease_id=lease.id, actor=actor[:255], reason=reason[:500], created_us=now,
                 )
             )  # fmt: skip
+    if not found:
+        raise Refused(
+            "no-money-limit",
+            "No limit on money holds for this lease; give time instead (--until).",
+        )
     session.flush()
 
 
