@@ -241,6 +241,27 @@ def test_a_correction_of_one_entry(world: World) -> None:
         ("entry.refund", str(paid.entry_id), "root", "r"),
     ]
     assert [(row.after or "").split(": ")[1] for row in acts] == ["7", "5"]
+
+
+def test_a_bill_says_what_was_corrected(world: World) -> None:
+    lease_id, other = ended(world, "ada", 2 * HOUR_US), ended(world, "ada", HOUR_US)
+
+    def corrected(lease_id: str) -> int:
+        bill = world.do(world.live().bill(lease_id))
+        assert bill is not None
+        return bill.corrected_u
+
+    assert corrected(lease_id) == 0
+    world.do(desk(world).refund_lease(lease_id, RefundLease(amount_u=9, reason="r"), "root"))
+    assert (corrected(lease_id), corrected(other)) == (9, 0)
+    rows, _ = world.do(desk(world).entries("user", "ada", None, 100))
+    paid = next(row for row in rows if row.kind == "usage" and row.lease_id == lease_id)
+    more = Correct(entry_id=paid.entry_id, kind="surcharge", amount_u=20, reason="r")
+    world.do(desk(world).correct(more, "root"))
+    assert (corrected(lease_id), corrected(other)) == (-11, 0)
+    world.do(desk(world).refund_lease(lease_id, RefundLease(reason="all"), "root"))
+    # What was charged in addition does not go back: a refund is of what was paid for the lease.
+    assert corrected(lease_id) == world.view(lease_id).cost_u - 20
     gone = Correct(entry_id=10**9, kind="refund", amount_u=1, reason="r")
     assert refused(lambda: world.do(desk(world).correct(gone, "root"))).status == 404
 

@@ -197,6 +197,8 @@ def test_leases_are_listed_shown_stopped_and_refunded(office: Office) -> None:
     back = office.json("lease", "refund", over, "--amount", "0.5", "--reason", "sick GPU")
     assert sum(row["amount_u"] for row in back) == 500_000
     assert {(row["kind"], row["memo"]) for row in back} == {("refund", "sick GPU")}
+    bill = office.run("lease", "show", over).stdout
+    assert "\n  given back 0.50; the user pays 1.250002\n" in bill
     office.run("lease", "refund", over, "--reason", "all of it")
     assert office.json("usage", "user", "ada")["spent_u"] == 0
     gone = office.run("lease", "refund", over, "--reason", "again", ok=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
@@ -74,6 +74,21 @@ def refunded(session: Session, entry_id: int) -> int:
         )
     )
     return int(total or 0)
+
+
+def of_lease(session: Session, lease_id: str) -> int:
+    """What of a lease's cost went back, less what was charged for it in addition, micro-units."""
+    paid = aliased(Entry)
+    sums = dict(
+        session.execute(
+            sa.select(Entry.kind, sa.func.sum(Entry.amount_u))
+            .join(paid, paid.id == Entry.corrects_id)
+            .join(Segment, Segment.id == paid.segment_id)
+            .where(Segment.lease_id == lease_id)
+            .group_by(Entry.kind)
+        ).all()
+    )
+    return int(sums.get("refund", 0)) - int(sums.get("surcharge", 0))
 
 
 def payments(session: Session, lease_id: str) -> list[tuple[Entry, int]]:

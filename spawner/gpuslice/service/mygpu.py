@@ -301,6 +301,7 @@ def bill_page(bill: wire.Bill, *, own: bool, may_change: bool = False) -> Page:
     by_platform = _sum(bill, "writeoff")
     # What runs since the last closed segment has no entry yet.
     still_open = lease.cost_u - closed
+    back = bill.corrected_u
     return Page(
         "bill.html",
         "Bill",
@@ -315,7 +316,9 @@ def bill_page(bill: wire.Bill, *, own: bool, may_change: bool = False) -> Page:
             "closed": text.exact_money(closed, currency),
             "still_open": text.exact_money(still_open, currency) if still_open else "",
             "by_platform": text.exact_money(by_platform, currency) if by_platform else "",
-            "total": text.exact_money(lease.cost_u, currency),
+            "given_back": text.exact_money(back, currency) if back > 0 else "",
+            "charged": text.exact_money(-back, currency) if back < 0 else "",
+            "total": text.exact_money(lease.cost_u - back, currency),
         },
     )
 
