@@ -15,6 +15,7 @@ from gpuslice.broker.moneyviews import (
     RefundLease,
     SetPrice,
 )
+from gpuslice.broker.peopleviews import CloseUser
 from gpuslice.ledger.tables import Allowance, Segment
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
@@ -105,6 +106,26 @@ def test_credit_is_given_with_a_reason_and_used(world: World) -> None:
     assert usage.gpu_us == HOUR_US // 4
     audit = world.do(world.live().audit(5, None))
     assert ("credit.give", "start") in [(row.action, row.reason) for row in audit]
+
+
+def test_a_closed_account_gets_no_credit_under_what_it_is_called_now(world: World) -> None:
+    """Its label has a '/', which no name of the hub has: it would open an account that nobody
+    can ever use."""
+    ended(world, "ada", HOUR_US)
+    people = world.live().people
+    found = world.do(people.named("user", "ada"))
+    closing = CloseUser(version=found.version, reason="left")
+    world.do(people.close("ada", closing, "root"))
+    (lease,) = leases(world)
+    label = world.view(lease.id).user
+    assert label.startswith("ada/")
+    given = GiveCredit(whose="user", name=label, amount_u=1, reason="sorry")
+    no = refused(lambda: world.do(desk(world).give_credit(given, "root")))
+    assert (no.status, no.refusal.reason) == (422, "bad-name")
+    assert label in no.refusal.message
+    # A group may be called so.
+    group = GiveCredit(whose="group", name="course/a", amount_u=1, reason="start")
+    assert world.do(desk(world).give_credit(group, "root")).name == "course/a"
 
 
 # --- more for a running lease -------------------------------------------------------------------

@@ -347,6 +347,14 @@ def test_what_was_corrected_is_not_paid(pages: ServiceThread, corrected_u: int, 
     assert said in words(ask(pages, USER, f"leases/{lease.lease_id}"))
 
 
+@pytest.mark.parametrize(("user", "may"), [("ada", True), ("ada/7", False)])
+def test_a_closed_account_is_offered_no_credit(pages: ServiceThread, user: str, may: bool) -> None:
+    lease = add_bill(pages, user)
+    said = words(ask(pages, ADMIN, f"leases/{lease.lease_id}"))
+    assert "Give back…" in said
+    assert ("Give credit…" in said) == may
+
+
 def test_what_runs_since_the_last_line_is_open(pages: ServiceThread) -> None:
     lease = add_bill(pages, state=wire.LeaseState.RUNNING, cost_u=900_000, finished_us=None)
     text = words(ask(pages, USER, f"leases/{lease.lease_id}"))

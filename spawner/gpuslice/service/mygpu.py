@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gpuslice import wire
 from gpuslice.broker.moneyviews import EntryView, Usage
+from gpuslice.ledger.accounts import may_be_user
 from gpuslice.service import queuepages, text
 from gpuslice.service.pages import Page
 from gpuslice.service.platform import Platform
@@ -309,6 +310,8 @@ def bill_page(bill: wire.Bill, *, own: bool, may_change: bool = False) -> Page:
             "lease": lease,
             "own": own,
             "may_change": may_change,
+            # A closed account gets no credit any more.
+            "may_give": may_be_user(lease.user),
             "card": card(lease),
             "ended": text.moment(lease.finished_us),
             "how": lease.stop_reason or lease.end_reason or "",
