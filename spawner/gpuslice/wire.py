@@ -501,6 +501,9 @@ class Bill(Wire):
 
     lease: LeaseView
     lines: list[BillLine]
+    #: What went back later less what was charged in addition: so much less than the lease's cost
+    #: is what its user pays.
+    corrected_u: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]
 
 
 class LimitView(Wire):

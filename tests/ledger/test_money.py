@@ -15,10 +15,11 @@ from gpuslice.broker.moneyviews import (
     RefundLease,
     SetPrice,
 )
-from gpuslice.ledger.tables import Segment
+from gpuslice.broker.peopleviews import CloseUser
+from gpuslice.ledger.tables import Allowance, Segment
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
-from quotaworld import finish, passes, refused, set_policy, spawn
+from quotaworld import finish, leases, passes, refused, set_policy, spawn
 
 
 @pytest.fixture
@@ -107,6 +108,26 @@ def test_credit_is_given_with_a_reason_and_used(world: World) -> None:
     assert ("credit.give", "start") in [(row.action, row.reason) for row in audit]
 
 
+def test_a_closed_account_gets_no_credit_under_what_it_is_called_now(world: World) -> None:
+    """Its label has a '/', which no name of the hub has: it would open an account that nobody
+    can ever use."""
+    ended(world, "ada", HOUR_US)
+    people = world.live().people
+    found = world.do(people.named("user", "ada"))
+    closing = CloseUser(version=found.version, reason="left")
+    world.do(people.close("ada", closing, "root"))
+    (lease,) = leases(world)
+    label = world.view(lease.id).user
+    assert label.startswith("ada/")
+    given = GiveCredit(whose="user", name=label, amount_u=1, reason="sorry")
+    no = refused(lambda: world.do(desk(world).give_credit(given, "root")))
+    assert (no.status, no.refusal.reason) == (422, "bad-name")
+    assert label in no.refusal.message
+    # A group may be called so.
+    group = GiveCredit(whose="group", name="course/a", amount_u=1, reason="start")
+    assert world.do(desk(world).give_credit(group, "root")).name == "course/a"
+
+
 # --- more for a running lease -------------------------------------------------------------------
 
 
@@ -141,6 +162,48 @@ def test_money_for_a_running_lease(world: World) -> None:
     assert no.refusal.reason == "nothing-given"
 
 
+def test_money_where_nothing_limits_it_is_refused_and_leaves_no_trace(world: World) -> None:
+    """Also where time was given with it: an answer that was half done would be taken for all."""
+    limits = {"money": [{"at_most": "unlimited", "per": "day"}], "session_hours": 9}
+    set_policy(world, "user", "ada", {"each": limits})
+    lease_id = spawn(world, "ada", "quarter", [])
+    for until in (None, world.now + 20 * HOUR_US):
+        more = GrantMore(money_u=1, until_us=until, reason="exam")
+        no = refused(lambda m=more: world.do(desk(world).grant_more(lease_id, m, "root")))
+        assert (no.status, no.refusal.reason) == (409, "no-money-limit")
+        assert "--until" in no.refusal.message
+    acts = {row.action for row in world.do(world.live().audit(9, None))}
+    assert "lease.grant-more" not in acts
+    kept = [(lease.id, lease.guaranteed_til_us) for lease in leases(world)]
+    assert kept == [(lease_id, None)]
+
+
+def test_money_is_added_once_to_each_limit_until_that_resets(world: World) -> None:
+    limits = [{"at_most": 1, "per": "day"}, {"at_most": "2.5", "per": "month"}]
+    set_policy(world, "user", "ada", {"each": {"money": limits}, "timezone": "UTC"})
+    day, spent = 24 * HOUR_US, 0
+    # The first day is given more. The next one has its own limit again, and on the third the
+    # month is used up, with what it was given.
+    for number, most in enumerate((1_500_000, 1_000_000, 500_000)):
+        world.now += day - world.now % day
+        world.reconcile()
+        lease_id = spawn(world, "ada", "quarter", [])
+        if number == 0:
+            more = GrantMore(money_u=500_000, reason="exam")
+            world.do(desk(world).grant_more(lease_id, more, "root"))
+        passes(world, 2 * HOUR_US)
+        assert world.view(lease_id).stop_requested_us is not None
+        finish(world, lease_id)
+        late = 2 * MINUTE_US * 875_001 // HOUR_US
+        cost = world.view(lease_id).cost_u
+        over = max(0, spent - 1_500_000 - 1_000_000 * (number - 1)) if number == 2 else 0
+        assert most - over <= cost <= most + late, number
+        spent += cost
+    kept = sa.select(Allowance.period, Allowance.amount)
+    rows = world.database.read(lambda session: sorted(session.execute(kept).all()))
+    assert rows == [("day", 500_000), ("month", 500_000)]
+
+
 # --- corrections --------------------------------------------------------------------------------
 
 
@@ -165,6 +228,11 @@ def test_a_refund_goes_back_where_it_came_from_and_counts(world: World) -> None:
     assert refused(
         lambda: world.do(desk(world).refund_lease(lease_id, RefundLease(reason="x"), "root"))
     ).refusal.reason == "refund-too-large"  # fmt: skip
+    acts = [row for row in world.do(world.live().audit(9, None)) if row.action == "lease.refund"]
+    paid = str(world.view(lease_id).cost_u)
+    assert [(row.subject, row.actor, row.reason, row.after) for row in acts] == [
+        (lease_id, "root", "sick GPU", paid)
+    ]
 
 
 def test_a_correction_of_one_entry(world: World) -> None:
@@ -182,9 +250,39 @@ def test_a_correction_of_one_entry(world: World) -> None:
             made = world.do(desk(world).correct(body, "root"))
             assert (made.corrects, made.amount_u, made.actor) == (paid.entry_id, amount, "root")
         else:
-            assert refused(lambda b=body: world.do(desk(world).correct(b, "root"))).status == 409
+            no = refused(lambda b=body: world.do(desk(world).correct(b, "root")))
+            assert no.status == 409
+            assert f"Entry {paid.entry_id} paid 0.{paid.amount_u:06}, of which 0.00000" in str(no)
     usage = world.do(desk(world).usage("user", "ada"))
     assert usage.spent_u == 875_001 - 5 + 7
+    # What was refused is no act.
+    acts = [row for row in world.do(world.live().audit(9, None)) if row.action[:5] == "entry"]
+    assert [(row.action, row.subject, row.actor, row.reason) for row in acts] == [
+        ("entry.surcharge", str(paid.entry_id), "root", "r"),
+        ("entry.refund", str(paid.entry_id), "root", "r"),
+    ]
+    assert [(row.after or "").split(": ")[1] for row in acts] == ["7", "5"]
+
+
+def test_a_bill_says_what_was_corrected(world: World) -> None:
+    lease_id, other = ended(world, "ada", 2 * HOUR_US), ended(world, "ada", HOUR_US)
+
+    def corrected(lease_id: str) -> int:
+        bill = world.do(world.live().bill(lease_id))
+        assert bill is not None
+        return bill.corrected_u
+
+    assert corrected(lease_id) == 0
+    world.do(desk(world).refund_lease(lease_id, RefundLease(amount_u=9, reason="r"), "root"))
+    assert (corrected(lease_id), corrected(other)) == (9, 0)
+    rows, _ = world.do(desk(world).entries("user", "ada", None, 100))
+    paid = next(row for row in rows if row.kind == "usage" and row.lease_id == lease_id)
+    more = Correct(entry_id=paid.entry_id, kind="surcharge", amount_u=20, reason="r")
+    world.do(desk(world).correct(more, "root"))
+    assert (corrected(lease_id), corrected(other)) == (-11, 0)
+    world.do(desk(world).refund_lease(lease_id, RefundLease(reason="all"), "root"))
+    # What was charged in addition does not go back: a refund is of what was paid for the lease.
+    assert corrected(lease_id) == world.view(lease_id).cost_u - 20
     gone = Correct(entry_id=10**9, kind="refund", amount_u=1, reason="r")
     assert refused(lambda: world.do(desk(world).correct(gone, "root"))).status == 404
 

@@ -32,6 +32,8 @@ class Things:
     stranger_ids: tuple[str, str] = ("5" * 32, "6" * 32)
 
 
+#: A limit that nothing here reaches.
+MONEY = [{"at_most": 9_999, "per": "month"}]
 #: What two reservations say; they begin long after what the tests do.
 RESERVED = {
     "slice": "quarter", "count": 2, "title": "a course", "timezone": "Europe/Berlin",
@@ -45,7 +47,7 @@ def furnish(world: ServiceLedger) -> Things:
     root = world.config.operator_token
     base = "api/admin/policies"
     for path, document in (
-        ("users/ada", {"each": {"slices": 5}}),
+        ("users/ada", {"each": {"slices": 5, "money": MONEY}}),
         ("groups/lab", {"each": {"priority": 3}, "total": {"slices": 9}}),
         # Two who have never started anything: one to be renamed, one to be closed.
         ("users/gus", {"each": {"slices": 1}}),
@@ -102,7 +104,8 @@ def body_of(route: AnyRoute, world: ServiceLedger, things: Things) -> Any:
     if not route.has_body:
         return None
     why = {"reason": "a test"}
-    policy = {"document": {"each": {"slices": 4}}, "version": 1, **why}
+    # More money can only be given where some limit holds: the changed policy keeps ada's.
+    policy = {"document": {"each": {"slices": 4, "money": MONEY}}, "version": 1, **why}
     return {
         "grant": {"attempt": uuid.uuid4().hex, "user": "eve", "slice": "cpu"},
         "broker_stop": {"actor": "spawner", **why},

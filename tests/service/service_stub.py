@@ -128,6 +128,8 @@ class StubBroker:
         self.failure: Exception | None = None
         self.database_ok = True
         self.bills: dict[str, list[wire.BillLine]] = {}
+        #: What went back of a bill, less what was charged in addition.
+        self.corrected: dict[str, int] = {}
         self.limit_views = [make_limit()]
         self.audit_rows: list[wire.AuditRow] = []
         self.device_views: list[wire.DeviceView] = []
@@ -251,7 +253,10 @@ class StubBroker:
 
     async def bill(self, lease_id: str, user: str | None = None) -> wire.Bill | None:
         view = await self.lease(lease_id, user)
-        return view and wire.Bill(lease=view, lines=self.bills.get(lease_id, []))
+        return view and wire.Bill(
+            lease=view, lines=self.bills.get(lease_id, []),
+            corrected_u=self.corrected.get(lease_id, 0),
+        )  # fmt: skip
 
     async def limits(self) -> list[wire.LimitView]:
         return self.limit_views

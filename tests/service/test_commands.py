@@ -197,6 +197,8 @@ def test_leases_are_listed_shown_stopped_and_refunded(office: Office) -> None:
     back = office.json("lease", "refund", over, "--amount", "0.5", "--reason", "sick GPU")
     assert sum(row["amount_u"] for row in back) == 500_000
     assert {(row["kind"], row["memo"]) for row in back} == {("refund", "sick GPU")}
+    bill = office.run("lease", "show", over).stdout
+    assert "\n  given back 0.50; the user pays 1.250002\n" in bill
     office.run("lease", "refund", over, "--reason", "all of it")
     assert office.json("usage", "user", "ada")["spent_u"] == 0
     gone = office.run("lease", "refund", over, "--reason", "again", ok=False)
@@ -204,6 +206,9 @@ def test_leases_are_listed_shown_stopped_and_refunded(office: Office) -> None:
 
     more = ("lease", "more", lives)
     assert "--until, --money" in office.run(*more, "--reason", "x", ok=False).stderr
+    no = office.run(*more, "--money", "1", "--reason", "a paper", ok=False)
+    assert "give time instead (--until)" in no.stderr
+    set_policy(office.world, "user", "bob", {"each": {"money": [{"at_most": 9, "per": "day"}]}})
     office.run(*more, "--until", "2030-01-01", "--money", "1", "--reason", "a paper")
     assert "stopping" in office.run("lease", "stop", lives, "--reason", "maintenance").stdout
     assert "maintenance" in office.run("lease", "show", lives).stdout

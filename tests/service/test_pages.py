@@ -330,7 +330,29 @@ def test_a_bill_is_exact(pages: ServiceThread) -> None:
     assert "SIMULATED" in page.get_text()
 
     same = wire.Bill.model_validate(ask(pages, USER, f"api/leases/{lease.lease_id}/bill").json())
-    assert same == wire.Bill(lease=lease, lines=pages.broker.bills[lease.lease_id])
+    assert same == wire.Bill(lease=lease, lines=pages.broker.bills[lease.lease_id], corrected_u=0)
+
+
+@pytest.mark.parametrize(
+    ("corrected_u", "said"),
+    [
+        (875_001, "Given back 0.875001 EUR You pay 0.000000 EUR"),
+        (500_000, "Given back 0.500000 EUR You pay 0.375001 EUR"),
+        (-2, "Charged in addition 0.000002 EUR You pay 0.875003 EUR"),
+    ],
+)
+def test_what_was_corrected_is_not_paid(pages: ServiceThread, corrected_u: int, said: str) -> None:
+    lease = add_bill(pages)
+    pages.broker.corrected[lease.lease_id] = corrected_u
+    assert said in words(ask(pages, USER, f"leases/{lease.lease_id}"))
+
+
+@pytest.mark.parametrize(("user", "may"), [("ada", True), ("ada/7", False)])
+def test_a_closed_account_is_offered_no_credit(pages: ServiceThread, user: str, may: bool) -> None:
+    lease = add_bill(pages, user)
+    said = words(ask(pages, ADMIN, f"leases/{lease.lease_id}"))
+    assert "Give back…" in said
+    assert ("Give credit…" in said) == may
 
 
 def test_what_runs_since_the_last_line_is_open(pages: ServiceThread) -> None:

@@ -150,6 +150,7 @@ def test_a_refusal_that_had_an_effect_is_the_answer(ledger: ServiceLedger) -> No
 #: Writes that leave another number of rows of who did it than one.
 ROWS = {
     "give_credit": 2,  # the entry, and who gave it
+    "correct": 2, "refund_lease": 2,  # the entry, and the act
     "close_user": 2,  # the policy's end, and the account's
     "import_people": 3,  # policy, credit, and its entry
     "join_queue": 0, "change_request": 0, "keep": 0, "set_limit": 1,  # one's own, or a policy

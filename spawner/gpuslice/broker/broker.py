@@ -40,7 +40,7 @@ from gpuslice.broker.states import OVER
 from gpuslice.broker.strangerdesk import StrangerDesk
 from gpuslice.errors import Refused
 from gpuslice.fleet.slice_types import SliceCatalogue, slice_types
-from gpuslice.ledger import accounts, migrate
+from gpuslice.ledger import accounts, corrections, migrate
 from gpuslice.ledger.database import Database, LedgerError
 from gpuslice.ledger.digest import Signer
 from gpuslice.ledger.prices import follow_settings
@@ -662,7 +662,10 @@ class Broker:
             if lease is None:
                 return None
             lines = admin.bill_lines(session, lease_id)
-            return wire.Bill(lease=self._view(session, lease), lines=lines)
+            return wire.Bill(
+                lease=self._view(session, lease), lines=lines,
+                corrected_u=corrections.of_lease(session, lease_id),
+            )  # fmt: skip
 
         return await self._serve(self._db.aread(work))
 

@@ -174,7 +174,7 @@ class MoneyDesk:
         """Let a running lease go on longer than its limits say.
 
         Raises:
-            Refused: unknown or over, or nothing was given.
+            Refused: unknown or over, nothing was given, or money where none is limited.
         """
         if body.until_us is None and body.money_u is None:
             raise Refused("nothing-given", "Give time (until_us), money (money_u) or both.",
@@ -210,6 +210,8 @@ class MoneyDesk:
                 session, body.entry_id, body.kind, body.amount_u, key=uuid.uuid4().hex,
                 actor=actor, reason=body.reason, now=now,
             )  # fmt: skip
+            _audit(session, now, actor, f"entry.{body.kind}", str(body.entry_id), body.reason,
+                   f"entry {entry.id}: {body.amount_u}")  # fmt: skip
             return _entries(session, [Entry.id == entry.id], 1)[0]
 
         return await self._core.serve_write(work)
@@ -227,8 +229,9 @@ class MoneyDesk:
                 for entry, back in corrections.payments(session, lease_id)
                 if entry.amount_u > back
             ]
-            rest = sum(amount for _, amount in left) if body.amount_u is None else body.amount_u
-            if not left or rest > sum(amount for _, amount in left):
+            most = sum(amount for _, amount in left)
+            total = rest = most if body.amount_u is None else body.amount_u
+            if not left or total > most:
                 raise Refused("refund-too-large", "That much was not paid for this lease.",
                               status=409)  # fmt: skip
             ids = []
@@ -241,6 +244,7 @@ class MoneyDesk:
                     )  # fmt: skip
                     ids.append(made.id)
                 rest -= part
+            _audit(session, now, actor, "lease.refund", lease_id, body.reason, str(total))
             return _entries(session, [Entry.id.in_(ids)], len(ids))
 
         return await self._core.serve_write(work)
@@ -356,21 +360,34 @@ def _credit(grant: CreditGrant, account: Account) -> CreditView:
 def _allow(
     session: Session, lease: Lease, money_u: int, timezone: str, actor: str, reason: str, now: int
 ) -> None:
-    """More money for everything that limits this lease's, until it resets."""
+    """More money for everything that limits this lease's, until it resets.
+
+    Raises:
+        Refused: nothing does, so that more would change nothing.
+    """
     chain = _chain_of(session, lease)
+    found = False
     for rule in effective(chain, lease.slice_type, timezone).rules:
         if rule.kind == "credit":
+            found = True
             credit.give(session, rule.account_id, money_u, key=uuid.uuid4().hex, actor=actor,
                         reason=reason, now=now)  # fmt: skip
         elif rule.kind == "money" and rule.limit is not None:
+            found = True
             span = window(rule.period, zone_of(rule.zone), now)
             session.add(
                 Allowance(
-                    account_id=rule.account_id, kind="money", amount=money_u, from_us=now,
+                    account_id=rule.account_id, kind="money", period=str(rule.period),
+                    amount=money_u, from_us=now,
                     til_us=span.end_us if span.end_us is not None else now + _LONG_US,
                     lease_id=lease.id, actor=actor[:255], reason=reason[:500], created_us=now,
                 )
             )  # fmt: skip
+    if not found:
+        raise Refused(
+            "no-money-limit",
+            "No limit on money holds for this lease; give time instead (--until).",
+        )
     session.flush()
 
 

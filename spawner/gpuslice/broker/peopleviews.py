@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from gpuslice.broker.moneyviews import Amount
+from gpuslice.ledger.accounts import may_be_user
 from gpuslice.quotas.documents import EachLimits, PolicyDocument
 from gpuslice.wire import Micros, Money, Reason, Wire
 
@@ -22,7 +23,7 @@ def _group_name(name: str) -> str:
 
 
 def _user_name(name: str) -> str:
-    if "/" in name:
+    if not may_be_user(name):
         raise ValueError("no name of the hub: it has a '/'")
     return _group_name(name)
 

@@ -20,7 +20,7 @@ from gpuslice.ledger import counters, credit
 from gpuslice.ledger.prices import Rates, rate_at
 from gpuslice.ledger.tables import LIVE_STATES, Account, Lease, LeaseAccount
 from gpuslice.quotas import policies
-from gpuslice.quotas.admission import allowances
+from gpuslice.quotas.admission import Limited, allowances, limited
 from gpuslice.quotas.chain import Chain, Link
 from gpuslice.quotas.documents import zone_of
 from gpuslice.quotas.periods import Window, window
@@ -70,8 +70,8 @@ class _Tick:
     #: What is used but not billed yet, and what one more hour uses, per account.
     unbilled: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     per_hour: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
-    #: What administrators have added to limits for now, by kind and account.
-    more: dict[tuple[str, int], int] = field(default_factory=dict)
+    #: What administrators have added to limits for now.
+    more: dict[Limited, int] = field(default_factory=dict)
     #: What users are to be told; written together at the end.
     notices: list[lifecycle.Notice] = field(default_factory=list)
     _credit: dict[int, int] = field(default_factory=dict)
@@ -295,7 +295,7 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
         used = 0
     else:
         span = window(rule.period, zone_of(rule.zone), tick.now)
-        more = tick.more.get((rule.kind, rule.account_id), 0)
+        more = tick.more.get(limited(rule), 0)
         limit = None if rule.limit is None else rule.limit + more
         counted = tick.used(rule.account_id, span.start_us)
         used = counted.spent_u if kind == "money" else counted.gpu_us

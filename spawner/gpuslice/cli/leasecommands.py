@@ -171,5 +171,8 @@ def _bill_lines(found: dict[str, Any]) -> Iterator[str]:
         f"  {money(one['rate_u_per_hour'], currency)} per hour; cost {money(one['cost_u'])}, "
         f"paid by the platform {money(one['writeoff_u'])}"
     )
+    if back := found["corrected_u"]:
+        what = f"given back {money(back)}" if back > 0 else f"charged in addition {money(-back)}"
+        yield f"  {what}; the user pays {money(one['cost_u'] - back)}"
     if found["lines"]:
         yield from table(found["lines"], _LINES)

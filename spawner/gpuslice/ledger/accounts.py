@@ -7,6 +7,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from gpuslice.errors import Refused
 from gpuslice.ledger.tables import Account, AccountName
 
 #: Accounts of the platform itself; a hub name can never be one of these.
@@ -36,15 +37,29 @@ def find(session: Session, source: str, name: str) -> int | None:
     return session.scalar(_FIND, {"source": source, "name": name})
 
 
+def may_be_user(name: str) -> bool:
+    """Whether the hub can have a user of this name; what a closed account is called it cannot."""
+    return "/" not in name
+
+
 def find_or_open(session: Session, source: str, name: str, now: int) -> int:
     """The id of the account that ``name`` means now, opened if there is none.
 
     Two transactions that open the same one: the second fails on the unique current name and is
     tried again by `gpuslice.ledger.database.Database.write`.
+
+    Raises:
+        Refused: the hub can have no user of this name, so the account would be nobody's.
     """
     found = find(session, source, name)
     if found is not None:
         return found
+    if source == HUB_USER and not may_be_user(name):
+        raise Refused(
+            "bad-name",
+            f"{name[:255]} is no name of a user: it has a '/', as what a closed account is called.",
+            status=422,
+        )
     account = Account(kind=_KIND[source], label=name, opened_us=now)
     session.add(account)
     session.flush()

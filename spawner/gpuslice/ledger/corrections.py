@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
 from gpuslice.ledger.tables import Entry, Lease, Segment
+from gpuslice.units import format_money
 
 Kind = Literal["refund", "surcharge"]
 
@@ -41,8 +42,8 @@ def correct(
         if back + amount_u > paid.amount_u:
             raise Refused(
                 "refund-too-large",
-                f"Entry {entry_id} paid {paid.amount_u} micro-units, of which {back} went back "
-                "already; no more than the rest can.",
+                f"Entry {entry_id} paid {format_money(paid.amount_u, places=6)}, of which "
+                f"{format_money(back, places=6)} went back already; no more than the rest can.",
                 status=409,
             )
     revenue = accounts.platform(session, "revenue", now)
@@ -73,6 +74,21 @@ def refunded(session: Session, entry_id: int) -> int:
         )
     )
     return int(total or 0)
+
+
+def of_lease(session: Session, lease_id: str) -> int:
+    """What of a lease's cost went back, less what was charged for it in addition, micro-units."""
+    paid = aliased(Entry)
+    sums = dict(
+        session.execute(
+            sa.select(Entry.kind, sa.func.sum(Entry.amount_u))
+            .join(paid, paid.id == Entry.corrects_id)
+            .join(Segment, Segment.id == paid.segment_id)
+            .where(Segment.lease_id == lease_id)
+            .group_by(Entry.kind)
+        ).all()
+    )
+    return int(sums.get("refund", 0)) - int(sums.get("surcharge", 0))
 
 
 def payments(session: Session, lease_id: str) -> list[tuple[Entry, int]]:

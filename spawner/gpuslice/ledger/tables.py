@@ -439,6 +439,9 @@ class Allowance(Base, kw_only=True):
     account_id: Mapped[int] = mapped_column(sa.ForeignKey("account.id"), index=True)
     #: ``money`` in micro-units or ``gpu_hours`` in microseconds.
     kind: Mapped[str] = mapped_column(sa.String(16))
+    #: Of the limit that it adds to, as policies write it: an account may have one a day and one a
+    #: month, and each gets its own.
+    period: Mapped[str] = mapped_column(sa.String(16))
     amount: Mapped[int] = mapped_column(Big)
     from_us: Mapped[int] = mapped_column(Big)
     til_us: Mapped[int] = mapped_column(Big)

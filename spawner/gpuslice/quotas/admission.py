@@ -25,6 +25,10 @@ from gpuslice.quotas.rules import Effective, Rule, effective
 from gpuslice.quotas.words import amount, in_hours, refusal_text
 from gpuslice.units import SECOND_US, cost_u
 
+#: A limit that may be added to: its kind, account and period. One account may have several of a
+#: kind, and what one of them got is not the others'.
+Limited = tuple[str, int, str]
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -196,8 +200,8 @@ class _State:
     session: Session
     #: By account and slice type, ``""`` for all types.
     held: Mapping[tuple[int, str], counters.Held]
-    #: What administrators have added to limits for now, by their kind and account.
-    more: Mapping[tuple[str, int], int]
+    #: What administrators have added to limits for now.
+    more: Mapping[Limited, int]
     now: int
 
 
@@ -231,7 +235,7 @@ def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check
     asked = hold_u if of_money else hold_gpu_us
     limit = rule.limit
     if limit is not None:
-        limit += state.more.get((rule.kind, rule.account_id), 0)
+        limit += state.more.get(limited(rule), 0)
     ok = limit is None or asked == 0 or counted + reserved + asked <= limit
     again = None
     if not ok and limit is not None:
@@ -242,22 +246,31 @@ def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check
 
 
 _ALLOWED = (
-    sa.select(Allowance.kind, Allowance.account_id, sa.func.sum(Allowance.amount))
+    sa.select(
+        Allowance.kind, Allowance.account_id, Allowance.period, sa.func.sum(Allowance.amount)
+    )
     .where(Allowance.from_us <= sa.bindparam("now"), Allowance.til_us > sa.bindparam("now"))
-    .group_by(Allowance.kind, Allowance.account_id)
-)
+    .group_by(Allowance.kind, Allowance.account_id, Allowance.period)
+)  # fmt: skip
 _ALLOWED_TO = _ALLOWED.where(Allowance.account_id.in_(sa.bindparam("accounts", expanding=True)))
 
 
 def allowances(
     session: Session, now: int, account_ids: Collection[int] | None = None
-) -> dict[tuple[str, int], int]:
-    """What administrators have added to limits for now, by kind and account; None: to all."""
+) -> dict[Limited, int]:
+    """What administrators have added to limits for now; None: to those of all accounts."""
     if account_ids is None:
         rows = session.execute(_ALLOWED, {"now": now})
     else:
         rows = session.execute(_ALLOWED_TO, {"now": now, "accounts": list(account_ids)})
-    return {(_KINDS[kind], account_id): int(amount) for kind, account_id, amount in rows}
+    return {
+        (_KINDS[kind], account_id, period): int(amount) for kind, account_id, period, amount in rows
+    }
+
+
+def limited(rule: Rule) -> Limited:
+    """Which limit a rule is, as `allowances` names it."""
+    return rule.kind, rule.account_id, str(rule.period)
 
 
 #: What an allowance calls the kinds of rules that it adds to.

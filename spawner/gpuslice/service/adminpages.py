@@ -46,6 +46,9 @@ _ACTIONS = {
     "price.set": "announced a price",
     "credit.give": "gave credit",
     "lease.grant-more": "let a lease go on",
+    "lease.refund": "gave money back for a lease",
+    "entry.refund": "gave money back",
+    "entry.surcharge": "charged in addition",
     "queue.leave": "took a request out of the queue",
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gpuslice import wire
 from gpuslice.broker.moneyviews import EntryView, Usage
+from gpuslice.ledger.accounts import may_be_user
 from gpuslice.service import queuepages, text
 from gpuslice.service.pages import Page
 from gpuslice.service.platform import Platform
@@ -301,6 +302,7 @@ def bill_page(bill: wire.Bill, *, own: bool, may_change: bool = False) -> Page:
     by_platform = _sum(bill, "writeoff")
     # What runs since the last closed segment has no entry yet.
     still_open = lease.cost_u - closed
+    back = bill.corrected_u
     return Page(
         "bill.html",
         "Bill",
@@ -308,6 +310,8 @@ def bill_page(bill: wire.Bill, *, own: bool, may_change: bool = False) -> Page:
             "lease": lease,
             "own": own,
             "may_change": may_change,
+            # A closed account gets no credit any more.
+            "may_give": may_be_user(lease.user),
             "card": card(lease),
             "ended": text.moment(lease.finished_us),
             "how": lease.stop_reason or lease.end_reason or "",
@@ -315,7 +319,9 @@ def bill_page(bill: wire.Bill, *, own: bool, may_change: bool = False) -> Page:
             "closed": text.exact_money(closed, currency),
             "still_open": text.exact_money(still_open, currency) if still_open else "",
             "by_platform": text.exact_money(by_platform, currency) if by_platform else "",
-            "total": text.exact_money(lease.cost_u, currency),
+            "given_back": text.exact_money(back, currency) if back > 0 else "",
+            "charged": text.exact_money(-back, currency) if back < 0 else "",
+            "total": text.exact_money(lease.cost_u - back, currency),
         },
     )
 

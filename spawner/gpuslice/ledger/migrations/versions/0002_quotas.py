@@ -134,6 +134,7 @@ def _tables() -> None:
         sa.Column("id", BIG_ID, autoincrement=True, nullable=False),
         sa.Column("account_id", BIG_ID, nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("period", sa.String(length=16), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
         sa.Column("from_us", sa.BigInteger(), nullable=False),
         sa.Column("til_us", sa.BigInteger(), nullable=False),
