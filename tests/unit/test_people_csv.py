@@ -173,6 +173,8 @@ def test_any_bytes(raw: bytes) -> None:
     plan_or_mistakes(raw)
 
 
+# On a busy machine the making of such lists is not quick, and that is not what is tested.
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(lists())
 def test_any_list(raw: bytes) -> None:
     plan_or_mistakes(raw)

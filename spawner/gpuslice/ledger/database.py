@@ -126,7 +126,7 @@ class Database:
             except Conflict as conflict:
                 last: Exception = conflict
             except UNUSABLE as error:
-                if not _is_deadlock(error):
+                if not _may_be_tried_again(error):
                     raise unavailable(self.name, error) from error
                 last = error
             except DBAPIError as error:
@@ -169,9 +169,10 @@ class Database:
         self.engine.dispose()
 
 
-def _is_deadlock(error: DBAPIError) -> bool:
-    # 40P01 deadlock_detected, 40001 serialization_failure (PostgreSQL's documented codes).
-    return getattr(error.orig, "sqlstate", None) in {"40P01", "40001"}
+def _may_be_tried_again(error: DBAPIError) -> bool:
+    # 40P01 deadlock_detected, 40001 serialization_failure, 25P03: the server has not heard from us
+    # for too long, on a machine with more to do than it can (PostgreSQL's documented codes).
+    return getattr(error.orig, "sqlstate", None) in {"40P01", "40001", "25P03"}
 
 
 def _is_race(error: DBAPIError) -> bool:
