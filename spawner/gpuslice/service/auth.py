@@ -30,7 +30,7 @@ from gpuslice.wire import LeaseView
 
 #: Do everything here; includes READ_ALL.
 SCOPE_ADMIN = "custom:gpuslice:admin"
-#: Read everybody's leases and all devices.
+#: Read everybody's leases, money, limits and accounts, the queue and all devices.
 SCOPE_READ_ALL = "custom:gpuslice:read-all"
 #: Read one's own leases and ask to keep them; a notebook's token holds it for its server only.
 SCOPE_LEASE = "custom:gpuslice:lease"

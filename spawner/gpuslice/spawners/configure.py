@@ -42,10 +42,14 @@ _SPAWNERS: Mapping[str, tuple[str, ...]] = {
 
 CUSTOM_SCOPES: Mapping[str, Mapping[str, Any]] = {
     SCOPE_ADMIN: {
-        "description": "Administer GPU slices: stop anybody's lease, and read everything",
+        "description": "Administer GPU slices: leases, quotas, prices, credit, reservations, "
+        "accounts and the queue; read everything",
         "subscopes": [SCOPE_READ_ALL, SCOPE_STOP],
     },
-    SCOPE_READ_ALL: {"description": "Read everybody's GPU leases and all devices"},
+    SCOPE_READ_ALL: {
+        "description": "Read everybody's GPU leases, money, limits and accounts, the queue and all "
+        "devices"
+    },
     SCOPE_LEASE: {"description": "Read one's own GPU leases and ask to keep them"},
     SCOPE_STOP: {"description": "Stop one's own GPU leases"},
 }
