@@ -52,7 +52,8 @@ def service(world: World) -> Iterator[ServiceThread]:
     thread.broker = world.live()  # type: ignore[assignment]
     with thread:
         for token, name in ((MIA, "mia"), (BOB, "bob")):
-            thread.remember(token, [ACCESS, f"custom:gpuslice:lease!user={name}"], name)
+            own = [f"custom:gpuslice:{may}!user={name}" for may in ("lease", "stop")]
+            thread.remember(token, [ACCESS, *own], name)
         thread.remember(READER, [ACCESS, "custom:gpuslice:read-all"], "ta1")
         thread.remember(ADMIN, [ACCESS, "custom:gpuslice:admin"], "root1")
         yield thread
