@@ -479,6 +479,7 @@ def test_configure_fills_an_empty_config(state: Path) -> None:
     assert hub.extra_user_scopes == {
         "access:services!service=gpuslice",
         "custom:gpuslice:lease!user",
+        "custom:gpuslice:stop!user",
     }
     (service,) = hub.services
     token = (state / "secrets" / "service_token").read_text().strip()
@@ -522,7 +523,7 @@ def test_configure_adds_to_what_is_there(state: Path) -> None:
     assert [one["name"] for one in hub.load_roles] == ["mine", "gpuslice-service", "gpuslice-admin"]
     assert hub.load_roles[2]["users"] == ["ada", "boss", "root"]
     assert hub.load_roles[2]["groups"] == ["ops"]
-    assert "read:hub" in hub.extra_user_scopes and len(hub.extra_user_scopes) == 3
+    assert "read:hub" in hub.extra_user_scopes and len(hub.extra_user_scopes) == 4
     assert "custom:mine" in hub.custom_scopes and "custom:gpuslice:admin" in hub.custom_scopes
     assert c.Spawner.start_timeout == 300
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 from fakenode import gpu
 from gpuslice import wire
 from gpuslice.broker.core import HubUser
+from gpuslice.service import quotapagecalls
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World, sqlite_ledger
 from quotaworld import finish, passes, set_policy, spawn
@@ -51,7 +52,8 @@ def service(world: World) -> Iterator[ServiceThread]:
     thread.broker = world.live()  # type: ignore[assignment]
     with thread:
         for token, name in ((MIA, "mia"), (BOB, "bob")):
-            thread.remember(token, [ACCESS, f"custom:gpuslice:lease!user={name}"], name)
+            own = [f"custom:gpuslice:{may}!user={name}" for may in ("lease", "stop")]
+            thread.remember(token, [ACCESS, *own], name)
         thread.remember(READER, [ACCESS, "custom:gpuslice:read-all"], "ta1")
         thread.remember(ADMIN, [ACCESS, "custom:gpuslice:admin"], "root1")
         yield thread
@@ -256,6 +258,29 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
     record = words(page(service, ADMIN, "admin/audit").find("table"))
     assert "nothing → each: " in record and "in total: money 50 per month → nothing" in record
     assert "each: GPU hours 20 per week; " in record
+
+
+@pytest.mark.parametrize(
+    ("whose", "said"),
+    [
+        ("kind=everyone", "everyone"),
+        ("kind=group&name=students", "group students"),
+        ("kind=user&name=ada%27s+twin", "user 'ada'\"'\"'s twin'"),
+    ],
+)
+def test_the_command_for_older_versions_works_as_it_is_printed(
+    service: ServiceThread, monkeypatch: pytest.MonkeyPatch, whose: str, said: str
+) -> None:
+    monkeypatch.setattr(quotapagecalls, "VERSIONS_SHOWN", 1)
+    for slices in (1, 2):
+        shown = page(service, ADMIN, f"admin/policy?{whose}")
+        document = f'{{"each": {{"slices": {slices}}}}}'
+        went = send(service, ADMIN, shown, "Save from now on", document=document, reason="r")
+        assert went.status_code == 303, went.text
+    shown = page(service, ADMIN, f"admin/policy?{whose}")
+    assert f"Older versions: gpuslice quota show {said} --history." in words(shown).replace(
+        "history .", "history."
+    )
 
 
 def test_who_may_only_read_sees_the_words_and_no_form(service: ServiceThread, world: World) -> None:

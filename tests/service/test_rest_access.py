@@ -17,6 +17,8 @@ from serviceledger import ACCESS, ServiceLedger
 PUBLIC = {"health", "openapi"}
 #: What somebody with nothing but the access to the service may read.
 FOR_EVERY_PERSON = {"offers", "prices"}
+#: Changes of one's place in the queue: a place may become a server that costs.
+WAITS = {"join_queue", "change_request", "leave_queue", "leave_from_page", "change_from_page"}
 #: Questions with a body: they change nothing, so it is enough to read everything.
 QUESTIONS = {"explain", "preview_price"}
 
@@ -49,6 +51,8 @@ def needs(route: AnyRoute) -> str:
     if path.startswith(("api/admin/", "admin")) or path == "api/devices":
         looks = route.method == "GET" or route.name in QUESTIONS
         return "read-all" if looks else "admin"
+    if route.name in WAITS:
+        return "wait"
     return "person" if route.name in FOR_EVERY_PERSON else "own"
 
 
@@ -72,7 +76,8 @@ def bearer(token: str) -> dict[str, str]:
 SMALL: dict[str, tuple[list[str], set[str]]] = {
     "access only": ([ACCESS], {"person"}),
     "own leases": ([ACCESS, "custom:gpuslice:lease!user=root1"], {"person", "own"}),
-    "own stops": ([ACCESS, "custom:gpuslice:stop!user=root1"], {"person"}),
+    "own stops": ([ACCESS, "custom:gpuslice:stop!user=root1"], {"person", "wait"}),
+    "one stop": ([ACCESS, "custom:gpuslice:stop!server=root1/x"], {"person"}),
     "one server": ([ACCESS, "custom:gpuslice:lease!server=root1/x"], {"person"}),
     "reads all": ([ACCESS, "custom:gpuslice:read-all"], {"person", "read-all"}),
     "metrics": (["read:metrics"], {"metrics"}),
@@ -87,6 +92,7 @@ SMALL: dict[str, tuple[list[str], set[str]]] = {
 ALSO = {
     "one server": {"lease", "bill", "me", "notices", "keep", "lease_page"},
     "own stops": {"stop", "stop_from_page"},
+    "one stop": {"stop", "stop_from_page"},
     "reads all": {"lease", "bill", "lease_page"},
 }
 
@@ -138,7 +144,9 @@ def test_fixed_tokens_open_their_own_routes_and_no_other(
     for route in ROUTES:
         # The operator is no person, and is neither spawner nor node.
         asked = needs(route)
-        if asked in ("person", "broker", "node") or (asked == "own" and route.name not in _BY_ALL):
+        if asked in ("person", "wait", "broker", "node") or (
+            asked == "own" and route.name not in _BY_ALL
+        ):
             answer = send(world, things, route, bearer(config.operator_token))
             assert answer.status_code in (401, 403), (route.name, answer.text)
     assert facts(world) == before
@@ -153,7 +161,7 @@ def tokens(world: ServiceLedger) -> dict[str, str]:
     root, ada = world.config.operator_token, world.reader("ada")
     return {
         "broker": world.config.broker_token, "node": world.config.node_token, "admin": root,
-        "read-all": root, "metrics": root, "person": ada, "own": ada, "nothing": ada,
+        "read-all": root, "metrics": root, "person": ada, "own": ada, "wait": ada, "nothing": ada,
     }  # fmt: skip
 
 
@@ -232,7 +240,7 @@ def test_what_is_somebody_elses_is_as_if_it_were_not_there(
     nothing = Things("e" * 32, "e" * 32, "e" * 32, 1 << 40, "e" * 32)
     own = [
         route for route in ROUTES
-        if needs(route) == "own" and (route.parameters or route.name == "keep")
+        if needs(route) in ("own", "wait") and (route.parameters or route.name == "keep")
     ]  # fmt: skip
     assert {"lease", "bill", "stop", "leave_queue", "change_request", "keep"} <= {
         route.name for route in own
@@ -258,7 +266,9 @@ def test_nor_is_there_more_work_for_what_is_somebody_elses(
 
     nothing = Things("e" * 32, "e" * 32, "e" * 32, 1 << 40, "e" * 32)
     bob = bearer(world.reader("bob"))
-    own = [route for route in ROUTES if needs(route) == "own" and route.parameters]
+    own = [
+        route for route in ROUTES if needs(route) in ("own", "wait") and route.parameters
+    ]  # fmt: skip
     sa.event.listen(world.database.engine, "before_cursor_execute", note)
     try:
         for route in own:
@@ -295,7 +305,7 @@ def test_a_service_with_a_users_name_is_not_that_user(world: ServiceLedger, thin
     scopes = [ACCESS, "custom:gpuslice:lease", "custom:gpuslice:stop"]
     impostor = world.people.token("ada", scopes, kind="service")
     for route in ROUTES:
-        if needs(route) in ("own", "person", "read-all", "admin"):
+        if needs(route) in ("own", "wait", "person", "read-all", "admin"):
             answer = send(world, things, route, bearer(impostor))
             assert answer.status_code in (403, 404), (route.name, answer.text)
 

@@ -84,6 +84,7 @@ MAY = {
     "OWN_ALL": _OWN_ALL,
     "READ": _OWN | _READ_ALL,
     "STOP": {"the command line", *_OWN_ALL},
+    "WAIT": _OWN_ALL,
     "READ_ALL": _READ_ALL,
     "ADMIN": {"the command line", "an administrator's browser"},
     "METRICS": {"Prometheus", "the command line"},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpuslice.broker.peopleviews import ImportPeople
 from gpuslice.cli.peoplecsv import COLUMNS, MAX_BYTES, BadList, read_people
-from gpuslice.cli.peopletext import parts
+from gpuslice.cli.peopletext import account_lines, parts
 from gpuslice.service.parse import MAX_BODY
 
 
@@ -189,3 +189,15 @@ def test_a_long_list_is_sent_in_parts_that_the_service_reads() -> None:
     for part in sent:
         assert len(json.dumps({"rows": part, "reason": "x" * 500})) < MAX_BODY
         ImportPeople.model_validate({"rows": part, "reason": "x"})
+
+
+@pytest.mark.parametrize(
+    ("live", "said"), [(0, "0 live leases"), (1, "1 live lease"), (2, "2 live leases")]
+)
+def test_an_account_in_lines(live: int, said: str) -> None:
+    account = {
+        "account_id": 7, "kind": "user", "name": "ada", "parent": None, "missing_since_us": None,
+        "closed_us": None, "names": [], "spent_u": 0, "gpu_us": 0, "credit_u": 0,
+        "live_leases": live, "waiting": 0, "held_u": 0,
+    }  # fmt: skip
+    assert list(account_lines(account, "EUR"))[-1].strip().startswith(f"{said}, 0 waiting")

@@ -89,3 +89,14 @@ def test_periods_are_read_and_said(text: str, period: Period, said: str) -> None
 def test_what_is_no_period_is_refused(text: str) -> None:
     with pytest.raises(PeriodError):
         parse_period(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("week", "a week"), ("life", "in all"), ("1h", "in any 1 hour"), ("1d", "in any 1 day"),
+        ("24h", "in any 1 day"), ("36h", "in any 36 hours"), ("7d", "in any 7 days"),
+    ],
+)  # fmt: skip
+def test_in_a_sentence(text: str, words: str) -> None:
+    assert parse_period(text).words == words

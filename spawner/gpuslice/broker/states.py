@@ -22,8 +22,6 @@ MOVES: dict[S, frozenset[S]] = {
     S.CANCELLED: frozenset(),
 }
 
-#: States in which the engine has, or may have, a running server.
-RUNS = (S.RUNNING, S.STOPPING)
 #: States in which a lease no longer holds anything.
 OVER = (S.ENDED, S.CANCELLED)
 

@@ -39,8 +39,9 @@ def account_lines(account: Mapping[str, Any], currency: str) -> Iterator[str]:
         f"{account['gpu_us'] / HOUR_US:.2f} GPU-hours; credit left "
         f"{format_money(account['credit_u'], currency)}"
     )
+    live = account["live_leases"]
     yield (
-        f"  {account['live_leases']} live leases, {account['waiting']} waiting, "
+        f"  {live} live lease{'' if live == 1 else 's'}, {account['waiting']} waiting, "
         f"{format_money(account['held_u'], currency)} held"
     )
 

@@ -54,9 +54,12 @@ def changed_document(before: Document, said: Mapping[str, Any]) -> Document:
     """The document with what the options say; a whole one from a file instead.
 
     Raises:
-        Trouble: an option's text cannot be read, or there is nothing to change.
+        Trouble: an option's text cannot be read, there is nothing to change, or there is an option
+            beside a file.
     """
     if said.get("source") is not None:
+        if any(said.get(option) not in (None, ()) for option in (*_FIELDS, "clear")):
+            raise Trouble("--file is the whole policy: give no other option beside it.")
         return _from_file(said["source"].read())
     parts: dict[str, Document] = {
         "": {key: value for key, value in before.items() if key not in ("each", "total")},

@@ -8,7 +8,6 @@ has 4 and 4. NVML's mock libraries have other tables for Hopper; those are wrong
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpuslice.units import GIB
@@ -69,24 +68,6 @@ def slot_preference(compute: int | None, start: int | None) -> int:
     """
     start = start or 0
     return -start if compute in (1, 3) else start
-
-
-def choose_slot(
-    layout: MigGeometry, occupied: Iterable[tuple[int, int]], profile: MigProfile
-) -> int | None:
-    """Where a new instance of this profile would start beside ``occupied`` (start, size) slots.
-
-    Memory slots only: the caller watches the compute budget and :attr:`MigProfile.most`. None if
-    it fits nowhere.
-    """
-    taken = {slot for start, size in occupied for slot in range(start, start + size)}
-    free = [
-        start
-        for start in profile.starts
-        if start + profile.size <= layout.memory_slots
-        and taken.isdisjoint(range(start, start + profile.size))
-    ]
-    return min(free, key=lambda start: slot_preference(profile.compute, start), default=None)
 
 
 # --- the table ------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from fractions import Fraction
 
 from gpuslice.units import GIB, parse_money
 
-#: The day of the newest figure in the table.
-PRICES_AS_OF = "2026-11-09"
 #: Currencies in which a dollar figure is still a sensible default.
 NEAR_PARITY = frozenset({"USD", "EUR", "GBP", "CHF"})
 

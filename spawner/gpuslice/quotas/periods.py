@@ -59,7 +59,8 @@ class Period:
         if self.kind != "rolling":
             return f"a {self.kind}"
         days, rest = divmod(self.hours, 24)
-        return f"in any {self.hours} hours" if rest else f"in any {days} days"
+        count, unit = (self.hours, "hour") if rest else (days, "day")
+        return f"in any {count} {unit}{'' if count == 1 else 's'}"
 
 
 def parse_period(text: str) -> Period:

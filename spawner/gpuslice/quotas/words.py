@@ -87,19 +87,12 @@ def refusal_text(
     again = reset_words(again_us, zone)
     match rule.kind:
         case "slice-types":
-            return (
-                f"You may not take slices of type {slice_type} ({rule.source}); "
-                f"you may take: {said}."
-            )
+            refused = f"You may not take slices of type {slice_type} ({rule.source})"
+            if not rule.allowed:
+                return f"{refused}: no slice type is allowed."
+            return f"{refused}; you may take: {said}."
         case "slices" | "slices-of-type":
-            have = "hold as many already" if held else "hold none"
-            who = (
-                "You may hold" if not rule.source.startswith("group ") else "All together may hold"
-            )
-            return (
-                f"{who} {said} ({rule.source}) and {have}; stop one of the servers first, or ask "
-                "an administrator for more."
-            )
+            return _too_many(rule, limit, said)
         case "credit":
             return (
                 f"There is {said} left ({rule.source}), {plain(rule, held)} of it reserved, and "
@@ -109,4 +102,22 @@ def refusal_text(
     return (
         f"The limit is {said} ({rule.source}): {plain(rule, used)} used{reserved}, and this needs "
         f"{plain(rule, asked)} to begin with.{again}"
+    )
+
+
+def _too_many(rule: Rule, limit: int | None, said: str) -> str:
+    """Why there is not one slice more: of one's own, which one can stop, or of a whole group."""
+    together = rule.source.startswith("group ")
+    who = "All together may hold" if together else "You may hold"
+    if not limit:
+        of = f" of {rule.slice_type}" if rule.slice_type else ""
+        return f"{who} no slice{of} ({rule.source}); ask an administrator."
+    if together:
+        return (
+            f"{who} {said} ({rule.source}), and that many are held; wait until one is free, or ask "
+            "an administrator for more."
+        )
+    return (
+        f"{who} {said} ({rule.source}) and hold as many already; stop one of the servers first, or "
+        "ask an administrator for more."
     )

@@ -30,11 +30,14 @@ from gpuslice.wire import LeaseView
 
 #: Do everything here; includes READ_ALL.
 SCOPE_ADMIN = "custom:gpuslice:admin"
-#: Read everybody's leases and all devices.
+#: Read everybody's leases, money, limits and accounts, the queue and all devices.
 SCOPE_READ_ALL = "custom:gpuslice:read-all"
-#: Read one's own leases and ask to keep them; a notebook's token holds it for its server only.
+#: Read one's own leases, money and places in the queue, and ask to keep leases; a notebook's token
+#: holds it for its server only.
 SCOPE_LEASE = "custom:gpuslice:lease"
-#: Stop one's own leases with a token. A browser login needs no scope for that.
+#: Stop one's own leases with a token and, where it is for all of the user's servers, take and
+#: give up places in the queue: a place may become a server that costs. A browser login needs no
+#: scope for that.
 SCOPE_STOP = "custom:gpuslice:stop"
 #: The hub's own scope for metrics.
 SCOPE_METRICS = "read:metrics"
@@ -57,6 +60,7 @@ class Access(Enum):
     OWN_ALL = f"a login, or a token with {SCOPE_LEASE} for all servers of its user"
     READ = f"a login, or a token with {SCOPE_LEASE} or {SCOPE_READ_ALL}"
     STOP = f"a login, or a token with {SCOPE_STOP}"
+    WAIT = f"a login, or a token with {SCOPE_STOP} for all servers of its user"
     READ_ALL = f"scope {SCOPE_READ_ALL}"
     ADMIN = f"scope {SCOPE_ADMIN}"
     METRICS = f"scope {SCOPE_METRICS}"
@@ -101,6 +105,11 @@ class Caller:
     def reads_all_own(self) -> bool:
         """May read all leases of one's own, not just one server's."""
         return self.kind == "user" and (self.browser or self.has(f"{SCOPE_LEASE}!user={self.name}"))
+
+    @property
+    def changes_all_own(self) -> bool:
+        """May change what is one's own for whichever server, not just stop one server's lease."""
+        return self.kind == "user" and (self.browser or self.has(f"{SCOPE_STOP}!user={self.name}"))
 
     @cached_property
     def servers(self) -> frozenset[str]:
@@ -161,6 +170,8 @@ class Caller:
                 return self.reads_all_own or bool(self.servers) or self.reads_all
             case Access.STOP:
                 return self.browser or self.is_admin or self._names(SCOPE_STOP)
+            case Access.WAIT:
+                return self.changes_all_own
             case Access.READ_ALL:
                 return self.reads_all
             case Access.ADMIN:

@@ -37,6 +37,7 @@ _SCOPES = {
     Access.OWN_ALL: [SCOPE_LEASE],
     Access.READ: [SCOPE_LEASE],
     Access.STOP: [SCOPE_STOP],
+    Access.WAIT: [SCOPE_STOP],
     Access.READ_ALL: [SCOPE_READ_ALL],
     Access.ADMIN: [SCOPE_ADMIN],
     Access.METRICS: [SCOPE_METRICS],

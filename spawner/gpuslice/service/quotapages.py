@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,8 @@ class Editor:
     #: Empty: there is no such policy yet.
     version: str
     history: list[PolicyRow]
+    #: Prints all versions, where the page has only the newest.
+    history_command: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,9 @@ def policy_page(
         document=json.dumps(document, indent=2, ensure_ascii=False),
         version="" if current is None else str(current.version),
         history=[policy_row(one) for one in history],
+        history_command=shlex.join(
+            ["gpuslice", "quota", "show", kind, *([name] if name else []), "--history"]
+        ),
     )
     return Page(
         "policy.html",

@@ -105,9 +105,9 @@ def _table() -> tuple[Any, ...]:
               no, no, Redirect, "The page's stop button"),
         Route(get, "entries", a.OWN_ALL, pagecalls.entries_of_mine,
               no, models.EntriesPageQuery, Page, "One's own rows of the ledger"),
-        Route(post, "queue/{request_id}/leave", a.OWN_ALL, pagecalls.leave_from_page,
+        Route(post, "queue/{request_id}/leave", a.WAIT, pagecalls.leave_from_page,
               no, no, Redirect, "The page's button to leave the queue"),
-        Route(post, "queue/{request_id}/change", a.OWN_ALL, pagecalls.change_from_page,
+        Route(post, "queue/{request_id}/change", a.WAIT, pagecalls.change_from_page,
               models.RequestForm, no, Redirect, "The page's forms to change a request"),
         # Pages of administrators.
         Route(get, "admin", a.READ_ALL, admincalls.admin_page,

@@ -42,12 +42,19 @@ _SPAWNERS: Mapping[str, tuple[str, ...]] = {
 
 CUSTOM_SCOPES: Mapping[str, Mapping[str, Any]] = {
     SCOPE_ADMIN: {
-        "description": "Administer GPU slices: stop anybody's lease, and read everything",
+        "description": "Administer GPU slices: leases, quotas, prices, credit, reservations, "
+        "accounts and the queue; read everything",
         "subscopes": [SCOPE_READ_ALL, SCOPE_STOP],
     },
-    SCOPE_READ_ALL: {"description": "Read everybody's GPU leases and all devices"},
-    SCOPE_LEASE: {"description": "Read one's own GPU leases and ask to keep them"},
-    SCOPE_STOP: {"description": "Stop one's own GPU leases"},
+    SCOPE_READ_ALL: {
+        "description": "Read everybody's GPU leases, money, limits and accounts, the queue and all "
+        "devices"
+    },
+    SCOPE_LEASE: {
+        "description": "Read one's own GPU leases, money and places in the queue, and ask to keep "
+        "leases"
+    },
+    SCOPE_STOP: {"description": "Stop one's own GPU leases, and wait for slices in the queue"},
 }
 
 #: What the service does in the hub in its own name, and nothing more.
@@ -100,7 +107,9 @@ def configure(
     _set(hub, "JupyterHub", "cleanup_servers", False, "a hub's end must not stop the servers")
     _set(hub, "JupyterHub", "oauth_require_pkce", True, "the service's login uses PKCE")
     _merge_dict(hub, "custom_scopes", {key: dict(value) for key, value in CUSTOM_SCOPES.items()})
-    _add_to_set(hub, "extra_user_scopes", (SCOPE_ACCESS, f"{SCOPE_LEASE}!user"))
+    # What users may give to a token of theirs; the tokens of their servers have none of the last.
+    own = (SCOPE_ACCESS, f"{SCOPE_LEASE}!user", f"{SCOPE_STOP}!user")
+    _add_to_set(hub, "extra_user_scopes", own)
     _add_named(hub, "services", [service_entry(settings, service_token)])
     # Last, so that templates of the administrator's win.
     hub["template_paths"] = [*(_given(hub, "template_paths") or ()), str(_TEMPLATES)]
