@@ -8,7 +8,7 @@ import json
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gpuslice.broker.peopleviews import ImportPeople
