@@ -9,8 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from fakenode import gpu
+from gpuslice.broker import queue
 from gpuslice.broker.core import HubUser
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
+from gpuslice.errors import Refused
 from gpuslice.ledger.tables import Entry
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
@@ -288,3 +290,50 @@ def test_expected_waits_are_honest(world: World) -> None:
     sure = join(world, "cleo", "whole")
     assert sure.start_by_us is not None
     assert 0 <= sure.start_by_us - world.now - 3 * HOUR_US <= MINUTE_US
+
+
+def test_who_runs_the_same_server_with_another_slice_keeps_nothing_from_others(
+    world: World,
+) -> None:
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole")
+    world.now += 1
+    join(world, "cleo", "whole")
+    other = spawn(world, "bob", "cpu", [])
+    frees(world, first)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("waiting", "offered")
+    assert "with another slice; stop it first" in (mine(world, "bob").reason or "")
+    # Nor from those who do not wait, while only such a request is in line.
+    cleo = take(world, "cleo", "whole")
+    frees(world, cleo)
+    zoe = take(world, "zoe", "quarter")
+    # The place is kept: with that server gone, and the GPU free, it is bob's turn.
+    frees(world, other)
+    frees(world, zoe)
+    assert mine(world, "bob").state == "offered"
+
+
+def test_a_refusal_that_nobody_foresaw_blocks_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole")
+    world.now += 1
+    join(world, "cleo", "whole")
+    grant = queue.grant
+
+    def not_to_bob(session: Any, request: Any, *args: Any, **more: Any) -> Any:
+        if request.user == "bob":
+            raise Refused("odd", "Not now.")
+        return grant(session, request, *args, **more)
+
+    monkeypatch.setattr(queue, "grant", not_to_bob)
+    frees(world, first)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("waiting", "offered")
+    assert mine(world, "bob").reason == "Not now."
+    # It was tried again by then.
+    cleo = take(world, "cleo", "whole")
+    monkeypatch.undo()
+    passes(world, 2 * MINUTE_US)
+    frees(world, cleo)
+    assert mine(world, "bob").state == "offered"

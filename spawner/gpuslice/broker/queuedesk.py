@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -15,6 +15,7 @@ from gpuslice import wire
 from gpuslice.broker import lifecycle, queue, views
 from gpuslice.broker.core import Core, Hub, HubUser
 from gpuslice.broker.grant import GrantRules
+from gpuslice.errors import Refused
 from gpuslice.ledger import accounts
 from gpuslice.ledger.tables import LIVE_STATES, WAITING_STATES, Lease, QueueRequest
 from gpuslice.placement import Placement
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: So many who wait are looked at in the hub in one round; the others have their turn later.
 _AT_ONCE = 20
+#: For so long somebody who was refused in their turn, without notice, is in nobody's way.
+_HELD_US = 60 * SECOND_US
 #: A server was used, and not just started, if the hub says so this long after its start.
 _OPENED_AFTER_US = 20 * SECOND_US
 
@@ -65,6 +68,8 @@ class QueueDesk:
         self._hub = hub
         #: Users whom the hub did not know when it was last asked.
         self._absent: frozenset[str] = frozenset()
+        #: Requests that were refused in their turn without notice: until when, and why.
+        self._held: dict[str, tuple[int, Refused]] = {}
         self._looking = threading.Lock()
         self._seen: tuple[tuple[object, ...], _Places] | None = None
 
@@ -72,11 +77,13 @@ class QueueDesk:
     def rules(self) -> queue.QueueRules:
         """What the queue goes by now."""
         timing = self._core.settings.timing
+        now = self._core.now()
         return queue.QueueRules(
             offer_us=int(timing.offer_s * 1e6),
             patience_us=int(timing.queue_patience_s * 1e6),
             first_open_us=int(timing.first_open_s * 1e6),
             absent=self._absent,
+            held={key: why for key, (til_us, why) in self._held.items() if now < til_us},
         )
 
     # --- users -------------------------------------------------------------------------------
@@ -281,9 +288,12 @@ class QueueDesk:
         self._absent &= everybody
         if turn:
             users = {name: await self._fresh(name) for name in dict.fromkeys(turn)}
-            offered = await self._core.write(
+            offered, held = await self._core.write(
                 lambda session, now: self._offer(session, rules, users, now)
             )
+            now = self._core.now()
+            self._held = {key: one for key, one in self._held.items() if now < one[0]}
+            self._held |= {key: (now + _HELD_US, why) for key, why in held.items()}
             for request_id, user, server, options in offered:
                 await self._start(request_id, user, server, options)
         await self._first_opens()
@@ -304,11 +314,16 @@ class QueueDesk:
 
     def _offer(
         self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None], now: int
-    ) -> list[tuple[str, str, str, dict[str, str]]]:
-        """Offer what can be offered; who is to be started by the hub is returned."""
+    ) -> tuple[list[tuple[str, str, str, dict[str, str]]], Mapping[str, Refused]]:
+        """Offer what can be offered.
+
+        Returns:
+            Who is to be started by the hub; and the requests that were refused without notice.
+        """
         found = []
-        tried: set[str] = set()
-        line = queue.line(session, rules, self.rules, now=now)
+        held: dict[str, Refused] = {}
+        line_rules = self.rules
+        line = queue.line(session, rules, line_rules, now=now)
         for request in line.requests:
             refused, known = line.barred.get(request.id), users.get(request.user_name)
             if refused is not None and known is not None:
@@ -317,28 +332,30 @@ class QueueDesk:
                 groups = json.loads(request.groups)
                 queue.held_up(session, request, groups, refused, now=now)
         # After each offer the others are looked at on the fleet as it is then.
-        while (turn := self._next(session, rules, users, tried, now)) is not None:
+        while (turn := self._next(session, rules, line_rules, users, now)) is not None:
             request, placement = turn
-            tried.add(request.id)
             user = users[request.user_name]
             assert user is not None
             lease = queue.offer(
-                session, request, placement, user.groups, rules, self.rules, now=now
+                session, request, placement, user.groups, rules, line_rules, now=now
             )
-            if lease is not None and request.auto_start:
+            if lease is None:
+                # Not even in this round is anything kept from the others for it.
+                held[request.id] = Refused("held-up", request.reason or "It was refused.")
+                line_rules = replace(line_rules, held={**line_rules.held, **held})
+            elif request.auto_start:
                 options = json.loads(request.options)
                 found.append((request.id, request.user_name, request.server_name, options))
-        return found
+        return found, held
 
     def _next(
-        self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None],
-        tried: set[str], now: int,
+        self, session: Session, rules: GrantRules, line_rules: queue.QueueRules,
+        users: Mapping[str, HubUser | None], now: int,
     ) -> tuple[QueueRequest, Placement] | None:  # fmt: skip
-        """The first in line who may start now and has not been tried in this round."""
-        line = queue.line(session, rules, self.rules, now=now)
+        """The first in line who may start now."""
+        line = queue.line(session, rules, line_rules, now=now)
         for request, outlook in zip(line.requests, line.outlooks, strict=True):
-            known = users.get(request.user_name) is not None
-            if outlook.placement is not None and known and request.id not in tried:
+            if outlook.placement is not None and users.get(request.user_name) is not None:
                 return request, outlook.placement
         return None
 
