@@ -27,6 +27,8 @@ class FakeHub:
         self.active: dict[str, int] = {}
         self.gone: set[str] = set()
         self.down = False
+        self.odd: set[str] = set()
+        self.asked: list[str] = []
         self.started: list[tuple[str, str, dict[str, str]]] = []
 
     async def stop_server(self, user: str, server: str) -> None:
@@ -38,7 +40,8 @@ class FakeHub:
         self.started.append((user, server, dict(options)))
 
     async def user(self, name: str) -> HubUser | None:
-        if self.down:
+        self.asked.append(name)
+        if self.down or name in self.odd:
             raise RuntimeError("down")
         if name in self.gone:
             return None
@@ -337,3 +340,54 @@ def test_a_refusal_that_nobody_foresaw_blocks_nobody(
     passes(world, 2 * MINUTE_US)
     frees(world, cleo)
     assert mine(world, "bob").state == "offered"
+
+
+def test_of_many_who_are_barred_each_is_looked_at(world: World) -> None:
+    """22 whose groups allow nothing more; the last of them has joined another group."""
+    set_policy(world, "group", "poor", {"each": {"slices": 1}})
+    set_policy(world, "group", "rich", {"each": {"slices": 5}})
+    ada = spawn(world, "ada", "whole", ["rich"])
+    names = [f"u{i:02d}" for i in range(22)]
+    for name in names:
+        hub(world).groups[name] = ("poor",)
+        spawn(world, name, "cpu", ["poor"], "other")
+        join(world, name, "whole", groups=["poor"])
+        world.now += 1
+    hub(world).groups["u21"] = ("rich",)
+    frees(world, ada)
+    assert mine(world, "u21").state == "offered"
+    # The others are not asked about at every step.
+    hub(world).asked.clear()
+    passes(world, MINUTE_US, MINUTE_US // 12)
+    assert max(hub(world).asked.count(name) for name in names[:21]) == 1
+
+
+def test_an_error_of_the_hub_about_one_user_holds_up_no_other(world: World) -> None:
+    first = spawn(world, "ada", "half", [])
+    second = spawn(world, "eve", "half", [])
+    for name in ("bob", "cleo", "dora"):
+        join(world, name, "half")
+        world.now += 1
+    hub(world).odd.add("bob")
+    frees(world, first)
+    frees(world, second)
+    assert mine(world, "bob").state == "waiting"
+    assert (mine(world, "cleo").state, mine(world, "dora").state) == ("offered", "offered")
+    # Asked again a minute later, where it can see why; and its turn comes.
+    passes(world, 2 * MINUTE_US)
+    assert "does not say" in (mine(world, "bob").reason or "")
+    hub(world).odd.clear()
+    passes(world, 13 * MINUTE_US)
+    assert mine(world, "bob").state == "offered"
+
+
+def test_who_runs_already_does_not_leave(world: World) -> None:
+    first = spawn(world, "ada", "whole", [])
+    joined = join(world, "bob", "whole")
+    frees(world, first)
+    lease_id = take(world, "bob", "whole")
+    assert mine(world, "bob").state == "offered"
+    desk = world.live().queue
+    no = refused(lambda: world.do(desk.leave(joined.request_id, "bob", "bob", None)))
+    assert no.status == 409 and "stop the server" in str(no)
+    assert (mine(world, "bob").state, world.view(lease_id).state) == ("fulfilled", "running")

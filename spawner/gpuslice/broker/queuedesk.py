@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -25,8 +25,10 @@ from gpuslice.wire import JoinFor, JoinQueue, LeaseState, Reason, RequestView, S
 
 log = logging.getLogger(__name__)
 
-#: So many who wait are looked at in the hub in one round; the others have their turn later.
+#: So many users are looked at in the hub in one round; the others have their turn later.
 _AT_ONCE = 20
+#: Whom something bars is looked at in the hub again after so long.
+_BARRED_US = 60 * SECOND_US
 #: For so long somebody who was refused in their turn, without notice, is in nobody's way.
 _HELD_US = 60 * SECOND_US
 #: A server was used, and not just started, if the hub says so this long after its start.
@@ -68,6 +70,12 @@ class QueueDesk:
         self._hub = hub
         #: Users whom the hub did not know when it was last asked.
         self._absent: frozenset[str] = frozenset()
+        #: Users of whom it said nothing while it spoke of others.
+        self._silent: frozenset[str] = frozenset()
+        #: Users about whom the last question failed.
+        self._failed: set[str] = set()
+        #: When it was last asked about whom in line.
+        self._asked_us: dict[str, int] = {}
         #: Requests that were refused in their turn without notice: until when, and why.
         self._held: dict[str, tuple[int, Refused]] = {}
         self._looking = threading.Lock()
@@ -83,6 +91,7 @@ class QueueDesk:
             patience_us=int(timing.queue_patience_s * 1e6),
             first_open_us=int(timing.first_open_s * 1e6),
             absent=self._absent,
+            silent=self._silent,
             held={key: why for key, (til_us, why) in self._held.items() if now < til_us},
         )
 
@@ -204,7 +213,7 @@ class QueueDesk:
         """Give a place up, and what was reserved with it; ``user`` None: anybody's.
 
         Raises:
-            Refused: not the user's, or over already.
+            Refused: not the user's, or over already; or the server runs by now, which is noted.
         """
 
         def work(session: Session, now: int) -> RequestView:
@@ -215,7 +224,12 @@ class QueueDesk:
                 lifecycle.revoke(session, lease_id, why, now=now)
             return self._views(session, [found], now, fresh=True)[0]
 
-        return await self._core.serve_write(work)
+        left = await self._core.serve_write(work)
+        if left.state == "fulfilled":
+            raise Refused(
+                "already-over", "It runs already, and is billed; stop the server.", status=409
+            )
+        return left
 
     def _views(
         self, session: Session, rows: Sequence[QueueRequest], now: int, *, fresh: bool = False
@@ -236,7 +250,8 @@ class QueueDesk:
         all who are in it. What is decided never comes from here.
         """
         rules = self._rules()
-        key = (self._core.writes, now // _MOMENT_US, tuple(rules.closed_nodes), self._absent)
+        key = (self._core.writes, now // _MOMENT_US, tuple(rules.closed_nodes), self._absent,
+               self._silent)  # fmt: skip
         with self._looking:
             if self._seen is None or self._seen[0] != key:
                 self._seen = key, self._look(session, now)
@@ -273,7 +288,7 @@ class QueueDesk:
         """One round: note what became of offers, and make those that can be made now."""
         rules = self._rules()
 
-        def look(session: Session) -> tuple[list[str], set[str]]:
+        def look(session: Session) -> tuple[list[str], list[str], set[str]]:
             line = queue.line(session, rules, self.rules, now=self._core.now())
             placed = [
                 request.user_name
@@ -281,13 +296,13 @@ class QueueDesk:
                 if outlook.placement is not None
             ]
             barred = [one.user_name for one in line.requests if one.id in line.barred]
-            return [*placed, *barred][:_AT_ONCE], {one.user_name for one in line.requests}
+            return placed, barred, {one.user_name for one in line.requests}
 
         await self._core.write(lambda session, now: queue.sweep(session, now=now))
-        turn, everybody = await self._core.read(look)
-        self._absent &= everybody
-        if turn:
-            users = {name: await self._fresh(name) for name in dict.fromkeys(turn)}
+        placed, barred, everybody = await self._core.read(look)
+        self._forget_all_but(everybody)
+        if turn := self._whom(placed, barred):
+            users = await self._all_fresh(turn)
             offered, held = await self._core.write(
                 lambda session, now: self._offer(session, rules, users, now)
             )
@@ -297,6 +312,31 @@ class QueueDesk:
             for request_id, user, server, options in offered:
                 await self._start(request_id, user, server, options)
         await self._first_opens()
+
+    def _forget_all_but(self, names: Set[str]) -> None:
+        self._absent &= names
+        self._silent &= names
+        self._failed &= names
+        self._asked_us = {name: at for name, at in self._asked_us.items() if name in names}
+
+    def _whom(self, placed: Sequence[str], barred: Sequence[str]) -> list[str]:
+        """Whom to ask the hub about in this round: whose turn it may be, and of the barred those
+        who were not asked about for longest, so that each of them is looked at now and then."""
+        now = self._core.now()
+        due = [name for name in barred if now >= self._asked_us.get(name, 0) + _BARRED_US]
+        due.sort(key=lambda name: self._asked_us.get(name, 0))
+        turn = list(dict.fromkeys([*placed, *due]))[:_AT_ONCE]
+        self._asked_us |= dict.fromkeys(turn, now)
+        return turn
+
+    async def _all_fresh(self, names: Sequence[str]) -> dict[str, HubUser | None]:
+        """These users as the hub has them now. Of whom it says nothing while it speaks of others,
+        that one holds nobody up; if it says nothing at all, it is the hub that is not there."""
+        users = {name: await self._fresh(name) for name in names}
+        failed = self._failed & users.keys()
+        if len(failed) < len(users):
+            self._silent |= failed
+        return users
 
     async def _fresh(self, name: str) -> HubUser | None:
         """A user as the hub has them now; without a hub, or while it is silent, nobody's turn
@@ -308,7 +348,10 @@ class QueueDesk:
         except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
             self._core.errors.count("hub")
             log.warning("event=hub-user-failed message=%r", str(error))
+            self._failed.add(name)
             return None
+        self._failed.discard(name)
+        self._silent -= {name}
         self._absent = self._absent | {name} if found is None else self._absent - {name}
         return found
 
@@ -328,7 +371,7 @@ class QueueDesk:
             refused, known = line.barred.get(request.id), users.get(request.user_name)
             if refused is not None and known is not None:
                 queue.held_up(session, request, known.groups, refused, now=now)
-            elif refused is not None and request.user_name in self._absent:
+            elif refused is not None and request.user_name in self._absent | self._silent:
                 groups = json.loads(request.groups)
                 queue.held_up(session, request, groups, refused, now=now)
         # After each offer the others are looked at on the fleet as it is then.
