@@ -391,3 +391,15 @@ def test_who_runs_already_does_not_leave(world: World) -> None:
     no = refused(lambda: world.do(desk.leave(joined.request_id, "bob", "bob", None)))
     assert no.status == 409 and "stop the server" in str(no)
     assert (mine(world, "bob").state, world.view(lease_id).state) == ("fulfilled", "running")
+
+
+def test_options_that_no_start_knows_are_refused_at_once(world: World) -> None:
+    spawn(world, "ada", "whole", [])
+    for key in ("user_options", "display_name", "profile", "foo"):
+        no = refused(lambda key=key: join(world, "bob", "whole", options={key: "1"}))  # type: ignore[misc]
+        assert (no.status, no.refusal.reason) == (422, "unknown-option")
+        assert f"'{key}'; the options are 'slice', 'image', 'hours'" in str(no)
+    join(world, "bob", "whole", auto_start=True, options={"hours": "2", "queue": "start"})
+    stop_all(world)
+    passes(world, MINUTE_US)
+    assert hub(world).started == [("bob", "", {"hours": "2", "slice": "whole"})]

@@ -101,15 +101,20 @@ class QueueDesk:
         """Take a place in line; the same again finds the same place.
 
         Raises:
-            Refused: the limits do not allow it, or the server runs or waits already.
+            Refused: the limits do not allow it, the server runs or waits already, or there is no
+                such option.
         """
         rules = self._rules()
         asked = wire.LeaseRequest(
             attempt="0" * 32, user=body.user, server=body.server, slice=body.slice,
             groups=body.groups, group=body.group, declared_us=body.declared_us,
         )  # fmt: skip
-        # Who is charged is checked above; what a client calls so in its options is not.
-        options = {key: text for key, text in body.options.items() if key != "charge"}
+        _check_options(body.options)
+        # Who is charged is checked above; what a client calls so in its options is not. And that
+        # it waits is what made this request.
+        options = {
+            key: text for key, text in body.options.items() if key not in ("charge", "queue")
+        }
         options["slice"] = body.slice
         if body.group is not None:
             options["charge"] = body.group
@@ -433,6 +438,17 @@ class QueueDesk:
 
     async def _note_opened(self, lease_id: str, at_us: int) -> None:
         await self._core.write(lambda session, now: opened(session, lease_id, at_us, now=now))
+
+
+def _check_options(options: Mapping[str, str]) -> None:
+    """Refuse at once what the spawner would refuse when its turn has come."""
+    unknown = next((key for key in options if key not in wire.SPAWN_OPTIONS), None)
+    if unknown is not None:
+        there_are = ", ".join(f"'{key}'" for key in wire.SPAWN_OPTIONS)
+        raise Refused(
+            "unknown-option", f"Unknown option {unknown[:40]!a}; the options are {there_are}.",
+            status=422,
+        )  # fmt: skip
 
 
 def opened(session: Session, lease_id: str, at_us: int, *, now: int) -> None:
