@@ -420,6 +420,10 @@ class RequestView(Wire):
         return f"Your turn {' and '.join(said)}."
 
 
+#: What may be said of a start (`gpuslice.spawners.options` says what each means).
+SPAWN_OPTIONS = ("slice", "image", "hours", "charge", "queue")
+
+
 class JoinQueue(Wire):
     """Waits for a slice for one named server. ``options`` are what it is to be started with."""
 

@@ -9,8 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from fakenode import gpu
+from gpuslice.broker import queue
 from gpuslice.broker.core import HubUser
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
+from gpuslice.errors import Refused
 from gpuslice.ledger.tables import Entry
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
@@ -25,6 +27,8 @@ class FakeHub:
         self.active: dict[str, int] = {}
         self.gone: set[str] = set()
         self.down = False
+        self.odd: set[str] = set()
+        self.asked: list[str] = []
         self.started: list[tuple[str, str, dict[str, str]]] = []
 
     async def stop_server(self, user: str, server: str) -> None:
@@ -36,7 +40,8 @@ class FakeHub:
         self.started.append((user, server, dict(options)))
 
     async def user(self, name: str) -> HubUser | None:
-        if self.down:
+        self.asked.append(name)
+        if self.down or name in self.odd:
             raise RuntimeError("down")
         if name in self.gone:
             return None
@@ -288,3 +293,113 @@ def test_expected_waits_are_honest(world: World) -> None:
     sure = join(world, "cleo", "whole")
     assert sure.start_by_us is not None
     assert 0 <= sure.start_by_us - world.now - 3 * HOUR_US <= MINUTE_US
+
+
+def test_who_runs_the_same_server_with_another_slice_keeps_nothing_from_others(
+    world: World,
+) -> None:
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole")
+    world.now += 1
+    join(world, "cleo", "whole")
+    other = spawn(world, "bob", "cpu", [])
+    frees(world, first)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("waiting", "offered")
+    assert "with another slice; stop it first" in (mine(world, "bob").reason or "")
+    # Nor from those who do not wait, while only such a request is in line.
+    cleo = take(world, "cleo", "whole")
+    frees(world, cleo)
+    zoe = take(world, "zoe", "quarter")
+    # The place is kept: with that server gone, and the GPU free, it is bob's turn.
+    frees(world, other)
+    frees(world, zoe)
+    assert mine(world, "bob").state == "offered"
+
+
+def test_a_refusal_that_nobody_foresaw_blocks_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole")
+    world.now += 1
+    join(world, "cleo", "whole")
+    grant = queue.grant
+
+    def not_to_bob(session: Any, request: Any, *args: Any, **more: Any) -> Any:
+        if request.user == "bob":
+            raise Refused("odd", "Not now.")
+        return grant(session, request, *args, **more)
+
+    monkeypatch.setattr(queue, "grant", not_to_bob)
+    frees(world, first)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("waiting", "offered")
+    assert mine(world, "bob").reason == "Not now."
+    # It was tried again by then.
+    cleo = take(world, "cleo", "whole")
+    monkeypatch.undo()
+    passes(world, 2 * MINUTE_US)
+    frees(world, cleo)
+    assert mine(world, "bob").state == "offered"
+
+
+def test_of_many_who_are_barred_each_is_looked_at(world: World) -> None:
+    """22 whose groups allow nothing more; the last of them has joined another group."""
+    set_policy(world, "group", "poor", {"each": {"slices": 1}})
+    set_policy(world, "group", "rich", {"each": {"slices": 5}})
+    ada = spawn(world, "ada", "whole", ["rich"])
+    names = [f"u{i:02d}" for i in range(22)]
+    for name in names:
+        hub(world).groups[name] = ("poor",)
+        spawn(world, name, "cpu", ["poor"], "other")
+        join(world, name, "whole", groups=["poor"])
+        world.now += 1
+    hub(world).groups["u21"] = ("rich",)
+    frees(world, ada)
+    assert mine(world, "u21").state == "offered"
+    # The others are not asked about at every step.
+    hub(world).asked.clear()
+    passes(world, MINUTE_US, MINUTE_US // 12)
+    assert max(hub(world).asked.count(name) for name in names[:21]) == 1
+
+
+def test_an_error_of_the_hub_about_one_user_holds_up_no_other(world: World) -> None:
+    first = spawn(world, "ada", "half", [])
+    second = spawn(world, "eve", "half", [])
+    for name in ("bob", "cleo", "dora"):
+        join(world, name, "half")
+        world.now += 1
+    hub(world).odd.add("bob")
+    frees(world, first)
+    frees(world, second)
+    assert mine(world, "bob").state == "waiting"
+    assert (mine(world, "cleo").state, mine(world, "dora").state) == ("offered", "offered")
+    # Asked again a minute later, where it can see why; and its turn comes.
+    passes(world, 2 * MINUTE_US)
+    assert "does not say" in (mine(world, "bob").reason or "")
+    hub(world).odd.clear()
+    passes(world, 13 * MINUTE_US)
+    assert mine(world, "bob").state == "offered"
+
+
+def test_who_runs_already_does_not_leave(world: World) -> None:
+    first = spawn(world, "ada", "whole", [])
+    joined = join(world, "bob", "whole")
+    frees(world, first)
+    lease_id = take(world, "bob", "whole")
+    assert mine(world, "bob").state == "offered"
+    desk = world.live().queue
+    no = refused(lambda: world.do(desk.leave(joined.request_id, "bob", "bob", None)))
+    assert no.status == 409 and "stop the server" in str(no)
+    assert (mine(world, "bob").state, world.view(lease_id).state) == ("fulfilled", "running")
+
+
+def test_options_that_no_start_knows_are_refused_at_once(world: World) -> None:
+    spawn(world, "ada", "whole", [])
+    for key in ("user_options", "display_name", "profile", "foo"):
+        no = refused(lambda key=key: join(world, "bob", "whole", options={key: "1"}))  # type: ignore[misc]
+        assert (no.status, no.refusal.reason) == (422, "unknown-option")
+        assert f"'{key}'; the options are 'slice', 'image', 'hours'" in str(no)
+    join(world, "bob", "whole", auto_start=True, options={"hours": "2", "queue": "start"})
+    stop_all(world)
+    passes(world, MINUTE_US)
+    assert hub(world).started == [("bob", "", {"hours": "2", "slice": "whole"})]

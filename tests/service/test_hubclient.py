@@ -20,6 +20,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str | None]] = []
         self.status = 204
+        self.bodies: list[object] = []
         #: What is answered to a list from an offset on.
         self.pages: dict[int, object] = {}
         hub = self
@@ -29,6 +30,13 @@ class FakeHub:
                 hub.seen.append((self.path, self.headers["Authorization"]))
                 self.send_response(hub.status)
                 self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def do_POST(self) -> None:
+                hub.seen.append((self.path, None))
+                hub.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(hub.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -171,3 +179,17 @@ def test_a_list_that_is_refused_is_none(hub: FakeHub) -> None:
     hub.status, hub.pages = 403, {0: page("a", 1)}
     with pytest.raises(HubUnavailable, match="403"):
         users(hub.api)
+
+
+def test_options_of_a_start_are_no_fields_of_the_hub(hub: FakeHub) -> None:
+    hub.status = 202
+
+    async def run() -> None:
+        client = HubClient(hub.api, "secret", timeout_s=30)
+        try:
+            await client.start_server("alice", "gpu", {"slice": "half"})
+        finally:
+            await client.close()
+
+    asyncio.run(run())
+    assert hub.bodies == [{"user_options": {"slice": "half"}}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from gpuslice.fleet.slice_types import SliceType
@@ -29,6 +30,7 @@ def slice_type(name: str, kind: SliceKind, share: int | None = None) -> SliceTyp
 WHOLE = slice_type("whole", SliceKind.EXCLUSIVE)
 HALF = slice_type("half", SliceKind.SHARED, 500)
 QUARTER = slice_type("quarter", SliceKind.SHARED, 250)
+CPU = slice_type("cpu", SliceKind.CPU)
 TYPES = (WHOLE, HALF, QUARTER)
 
 
@@ -49,6 +51,13 @@ def fleet(*held: list[tuple[str, int]]) -> FleetSnapshot:
     )  # fmt: skip
     host = HostSnapshot("n", 640_000, 4096 * GIB, 0, 1)
     return FleetSnapshot((host,), devices)
+
+
+def with_ram(there: FleetSnapshot, gib: int, leases: list[str]) -> FleetSnapshot:
+    """The fleet with so much RAM on its host, of which each lease holds one GiB."""
+    (host,) = there.hosts
+    claims = tuple(Claim(lease, ram_bytes=GIB) for lease in leases)
+    return replace(there, hosts=(replace(host, ram_bytes=gib * GIB, claims=claims),))
 
 
 def look(
@@ -100,6 +109,30 @@ def test_without_known_ends_patience_decides() -> None:
     # One of the two is kept clear; on the other one they still find room.
     used = {one.placement.device_uuid for one in found if one.placement is not None}
     assert len(used) == 1 and len(starts(found)) >= 2
+
+
+@pytest.mark.parametrize(
+    "wanted", [replace(WHOLE, ram_bytes=4 * GIB), replace(CPU, ram_bytes=4 * GIB)]
+)
+def test_patience_protects_who_lacks_ram(wanted: SliceType) -> None:
+    """Five of eight GiB are held by what ends nobody knows when: small ones must not go on for ever
+    taking what is given back."""
+    there = with_ram(fleet([]), 8, ["c0", "c1", "c2", "c3", "c4"])
+    small = Waiting("small", CPU)
+    assert starts(look([Waiting("large", wanted), small], there)) == ["small"]
+    large = Waiting("large", wanted, impatient=True)
+    assert starts(look([large, small, Waiting("gpu", QUARTER)], there)) == []
+    assert starts(look([large, small], with_ram(there, 8, ["c0", "c1", "c2", "c3"]))) == ["large"]
+    # A host on which it will never have room is kept clear for nobody.
+    never = Waiting("never", replace(wanted, ram_bytes=9 * GIB), impatient=True)
+    assert starts(look([never, small], there)) == ["small"]
+
+
+def test_one_who_waits_for_no_gpu_keeps_the_host_clear_and_no_gpu() -> None:
+    """The lease on the GPU would free RAM enough: that does not make it a matter of the GPU."""
+    there = with_ram(fleet([("a", 500)]), 8, ["a", "b", "c", "d", "e"])
+    large = Waiting("large", replace(CPU, ram_bytes=4 * GIB), impatient=True)
+    assert starts(look([large, Waiting("small", CPU)], there)) == []
 
 
 def test_a_guess_is_no_promise() -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice import wire
-from gpuslice.broker import queueorder
+from gpuslice.broker import lifecycle, queueorder
 from gpuslice.broker.grant import (
     GrantRules,
     ask_of,
@@ -33,6 +33,7 @@ from gpuslice.broker.stays import guessed_ends, usual_stays
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters
 from gpuslice.ledger.tables import (
+    IS_LIVE,
     LIVE_STATES,
     WAITING_STATES,
     Audit,
@@ -55,20 +56,25 @@ class QueueRules:
     """What the queue goes by; durations in microseconds.
 
     ``absent``: users whom the hub did not know when it was last asked. They keep their places.
+    ``silent``: users of whom it could not say anything then, although it could of others.
+    ``held``: requests that were refused when their turn came, although nothing had said so.
     """
 
     offer_us: int
     patience_us: int
     first_open_us: int
     absent: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+    held: Mapping[str, Refused] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Line:
     """The queue at one moment: who waits in which order, and what each may expect.
 
-    ``barred``: whom their own limits refuse now, or whom the hub does not know. They keep their
-    place, and nobody behind them waits for what they may not take.
+    ``barred``: whom their own limits or their own server refuse now, or whom the hub does not
+    know or says nothing of. They keep their place, and nobody behind them waits for what they may
+    not take.
     """
 
     requests: tuple[QueueRequest, ...]
@@ -179,10 +185,17 @@ def _limits_allow(
 def leave(
     session: Session, request: QueueRequest, *, actor: str, reason: str, now: int
 ) -> str | None:
-    """Give the place up; returns the lease of an offer that is to be taken back."""
+    """Give the place up; returns the lease of an offer that is to be taken back.
+
+    Whose server runs by then has no place any more: the request is fulfilled.
+    """
     if request.state not in WAITING_STATES:
         raise Refused("already-over", f"This request is over: it {_SAID[request.state]}.")
     lease_id = request.lease_id if request.state in ("offered", "starting") else None
+    if lease_id is not None and lifecycle.get(session, lease_id).started_us is not None:
+        _over(request, "fulfilled", "", now)
+        session.flush()
+        return None
     _over(request, "left", reason, now)
     session.add(
         Audit(at_us=now, actor=actor[:255], action="queue.leave", subject=request.id,
@@ -292,6 +305,9 @@ def standing(
     stays_us = {place.request_id: place.longest_us for place in places}
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
     barred |= {one.id: _not_there(one) for one in known if one.user_name in queue.absent}
+    barred |= {one.id: _not_said(one) for one in known if one.user_name in queue.silent}
+    barred |= queue.held
+    barred |= _leased(session)
     ends, guesses = guessed_ends(session, now)
     booked = bookings(
         session, rules, now=now, til_us=now + HORIZON_US, slack_us=queue.offer_us,
@@ -317,6 +333,34 @@ def _not_there(row: QueueRequest) -> Refused:
     return Refused(
         "unknown-user", f"JupyterHub does not know a user {row.user_name} now.", status=404
     )
+
+
+def _not_said(row: QueueRequest) -> Refused:
+    return Refused(
+        "hub-silent",
+        f"JupyterHub does not say now who {row.user_name} is; it is asked again in a minute.",
+        status=503,
+    )
+
+
+def _leased(session: Session) -> dict[str, Refused]:
+    """Requests whose server has a slice: a grant would refuse them, so none is kept for them."""
+    found = session.scalars(
+        sa.select(QueueRequest.id)
+        .join(
+            Lease,
+            sa.and_(
+                Lease.account_id == QueueRequest.account_id,
+                Lease.server_name == QueueRequest.server_name,
+            ),
+        )
+        .where(QueueRequest.state == "waiting", IS_LIVE)
+    )
+    refused = Refused(
+        "already-leased", "You have a server of that name with another slice; stop it first.",
+        status=409,
+    )  # fmt: skip
+    return dict.fromkeys(found, refused)
 
 
 def _ordered(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -15,6 +15,7 @@ from gpuslice import wire
 from gpuslice.broker import lifecycle, queue, views
 from gpuslice.broker.core import Core, Hub, HubUser
 from gpuslice.broker.grant import GrantRules
+from gpuslice.errors import Refused
 from gpuslice.ledger import accounts
 from gpuslice.ledger.tables import LIVE_STATES, WAITING_STATES, Lease, QueueRequest
 from gpuslice.placement import Placement
@@ -24,8 +25,12 @@ from gpuslice.wire import JoinFor, JoinQueue, LeaseState, Reason, RequestView, S
 
 log = logging.getLogger(__name__)
 
-#: So many who wait are looked at in the hub in one round; the others have their turn later.
+#: So many users are looked at in the hub in one round; the others have their turn later.
 _AT_ONCE = 20
+#: Whom something bars is looked at in the hub again after so long.
+_BARRED_US = 60 * SECOND_US
+#: For so long somebody who was refused in their turn, without notice, is in nobody's way.
+_HELD_US = 60 * SECOND_US
 #: A server was used, and not just started, if the hub says so this long after its start.
 _OPENED_AFTER_US = 20 * SECOND_US
 
@@ -65,6 +70,14 @@ class QueueDesk:
         self._hub = hub
         #: Users whom the hub did not know when it was last asked.
         self._absent: frozenset[str] = frozenset()
+        #: Users of whom it said nothing while it spoke of others.
+        self._silent: frozenset[str] = frozenset()
+        #: Users about whom the last question failed.
+        self._failed: set[str] = set()
+        #: When it was last asked about whom in line.
+        self._asked_us: dict[str, int] = {}
+        #: Requests that were refused in their turn without notice: until when, and why.
+        self._held: dict[str, tuple[int, Refused]] = {}
         self._looking = threading.Lock()
         self._seen: tuple[tuple[object, ...], _Places] | None = None
 
@@ -72,11 +85,14 @@ class QueueDesk:
     def rules(self) -> queue.QueueRules:
         """What the queue goes by now."""
         timing = self._core.settings.timing
+        now = self._core.now()
         return queue.QueueRules(
             offer_us=int(timing.offer_s * 1e6),
             patience_us=int(timing.queue_patience_s * 1e6),
             first_open_us=int(timing.first_open_s * 1e6),
             absent=self._absent,
+            silent=self._silent,
+            held={key: why for key, (til_us, why) in self._held.items() if now < til_us},
         )
 
     # --- users -------------------------------------------------------------------------------
@@ -85,15 +101,20 @@ class QueueDesk:
         """Take a place in line; the same again finds the same place.
 
         Raises:
-            Refused: the limits do not allow it, or the server runs or waits already.
+            Refused: the limits do not allow it, the server runs or waits already, or there is no
+                such option.
         """
         rules = self._rules()
         asked = wire.LeaseRequest(
             attempt="0" * 32, user=body.user, server=body.server, slice=body.slice,
             groups=body.groups, group=body.group, declared_us=body.declared_us,
         )  # fmt: skip
-        # Who is charged is checked above; what a client calls so in its options is not.
-        options = {key: text for key, text in body.options.items() if key != "charge"}
+        _check_options(body.options)
+        # Who is charged is checked above; what a client calls so in its options is not. And that
+        # it waits is what made this request.
+        options = {
+            key: text for key, text in body.options.items() if key not in ("charge", "queue")
+        }
         options["slice"] = body.slice
         if body.group is not None:
             options["charge"] = body.group
@@ -197,7 +218,7 @@ class QueueDesk:
         """Give a place up, and what was reserved with it; ``user`` None: anybody's.
 
         Raises:
-            Refused: not the user's, or over already.
+            Refused: not the user's, or over already; or the server runs by now, which is noted.
         """
 
         def work(session: Session, now: int) -> RequestView:
@@ -208,7 +229,12 @@ class QueueDesk:
                 lifecycle.revoke(session, lease_id, why, now=now)
             return self._views(session, [found], now, fresh=True)[0]
 
-        return await self._core.serve_write(work)
+        left = await self._core.serve_write(work)
+        if left.state == "fulfilled":
+            raise Refused(
+                "already-over", "It runs already, and is billed; stop the server.", status=409
+            )
+        return left
 
     def _views(
         self, session: Session, rows: Sequence[QueueRequest], now: int, *, fresh: bool = False
@@ -229,7 +255,8 @@ class QueueDesk:
         all who are in it. What is decided never comes from here.
         """
         rules = self._rules()
-        key = (self._core.writes, now // _MOMENT_US, tuple(rules.closed_nodes), self._absent)
+        key = (self._core.writes, now // _MOMENT_US, tuple(rules.closed_nodes), self._absent,
+               self._silent)  # fmt: skip
         with self._looking:
             if self._seen is None or self._seen[0] != key:
                 self._seen = key, self._look(session, now)
@@ -266,7 +293,7 @@ class QueueDesk:
         """One round: note what became of offers, and make those that can be made now."""
         rules = self._rules()
 
-        def look(session: Session) -> tuple[list[str], set[str]]:
+        def look(session: Session) -> tuple[list[str], list[str], set[str]]:
             line = queue.line(session, rules, self.rules, now=self._core.now())
             placed = [
                 request.user_name
@@ -274,19 +301,47 @@ class QueueDesk:
                 if outlook.placement is not None
             ]
             barred = [one.user_name for one in line.requests if one.id in line.barred]
-            return [*placed, *barred][:_AT_ONCE], {one.user_name for one in line.requests}
+            return placed, barred, {one.user_name for one in line.requests}
 
         await self._core.write(lambda session, now: queue.sweep(session, now=now))
-        turn, everybody = await self._core.read(look)
-        self._absent &= everybody
-        if turn:
-            users = {name: await self._fresh(name) for name in dict.fromkeys(turn)}
-            offered = await self._core.write(
+        placed, barred, everybody = await self._core.read(look)
+        self._forget_all_but(everybody)
+        if turn := self._whom(placed, barred):
+            users = await self._all_fresh(turn)
+            offered, held = await self._core.write(
                 lambda session, now: self._offer(session, rules, users, now)
             )
+            now = self._core.now()
+            self._held = {key: one for key, one in self._held.items() if now < one[0]}
+            self._held |= {key: (now + _HELD_US, why) for key, why in held.items()}
             for request_id, user, server, options in offered:
                 await self._start(request_id, user, server, options)
         await self._first_opens()
+
+    def _forget_all_but(self, names: Set[str]) -> None:
+        self._absent &= names
+        self._silent &= names
+        self._failed &= names
+        self._asked_us = {name: at for name, at in self._asked_us.items() if name in names}
+
+    def _whom(self, placed: Sequence[str], barred: Sequence[str]) -> list[str]:
+        """Whom to ask the hub about in this round: whose turn it may be, and of the barred those
+        who were not asked about for longest, so that each of them is looked at now and then."""
+        now = self._core.now()
+        due = [name for name in barred if now >= self._asked_us.get(name, 0) + _BARRED_US]
+        due.sort(key=lambda name: self._asked_us.get(name, 0))
+        turn = list(dict.fromkeys([*placed, *due]))[:_AT_ONCE]
+        self._asked_us |= dict.fromkeys(turn, now)
+        return turn
+
+    async def _all_fresh(self, names: Sequence[str]) -> dict[str, HubUser | None]:
+        """These users as the hub has them now. Of whom it says nothing while it speaks of others,
+        that one holds nobody up; if it says nothing at all, it is the hub that is not there."""
+        users = {name: await self._fresh(name) for name in names}
+        failed = self._failed & users.keys()
+        if len(failed) < len(users):
+            self._silent |= failed
+        return users
 
     async def _fresh(self, name: str) -> HubUser | None:
         """A user as the hub has them now; without a hub, or while it is silent, nobody's turn
@@ -298,47 +353,57 @@ class QueueDesk:
         except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
             self._core.errors.count("hub")
             log.warning("event=hub-user-failed message=%r", str(error))
+            self._failed.add(name)
             return None
+        self._failed.discard(name)
+        self._silent -= {name}
         self._absent = self._absent | {name} if found is None else self._absent - {name}
         return found
 
     def _offer(
         self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None], now: int
-    ) -> list[tuple[str, str, str, dict[str, str]]]:
-        """Offer what can be offered; who is to be started by the hub is returned."""
+    ) -> tuple[list[tuple[str, str, str, dict[str, str]]], Mapping[str, Refused]]:
+        """Offer what can be offered.
+
+        Returns:
+            Who is to be started by the hub; and the requests that were refused without notice.
+        """
         found = []
-        tried: set[str] = set()
-        line = queue.line(session, rules, self.rules, now=now)
+        held: dict[str, Refused] = {}
+        line_rules = self.rules
+        line = queue.line(session, rules, line_rules, now=now)
         for request in line.requests:
             refused, known = line.barred.get(request.id), users.get(request.user_name)
             if refused is not None and known is not None:
                 queue.held_up(session, request, known.groups, refused, now=now)
-            elif refused is not None and request.user_name in self._absent:
+            elif refused is not None and request.user_name in self._absent | self._silent:
                 groups = json.loads(request.groups)
                 queue.held_up(session, request, groups, refused, now=now)
         # After each offer the others are looked at on the fleet as it is then.
-        while (turn := self._next(session, rules, users, tried, now)) is not None:
+        while (turn := self._next(session, rules, line_rules, users, now)) is not None:
             request, placement = turn
-            tried.add(request.id)
             user = users[request.user_name]
             assert user is not None
             lease = queue.offer(
-                session, request, placement, user.groups, rules, self.rules, now=now
+                session, request, placement, user.groups, rules, line_rules, now=now
             )
-            if lease is not None and request.auto_start:
+            if lease is None:
+                # Not even in this round is anything kept from the others for it.
+                held[request.id] = Refused("held-up", request.reason or "It was refused.")
+                line_rules = replace(line_rules, held={**line_rules.held, **held})
+            elif request.auto_start:
                 options = json.loads(request.options)
                 found.append((request.id, request.user_name, request.server_name, options))
-        return found
+        return found, held
 
     def _next(
-        self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None],
-        tried: set[str], now: int,
+        self, session: Session, rules: GrantRules, line_rules: queue.QueueRules,
+        users: Mapping[str, HubUser | None], now: int,
     ) -> tuple[QueueRequest, Placement] | None:  # fmt: skip
-        """The first in line who may start now and has not been tried in this round."""
-        line = queue.line(session, rules, self.rules, now=now)
+        """The first in line who may start now."""
+        line = queue.line(session, rules, line_rules, now=now)
         for request, outlook in zip(line.requests, line.outlooks, strict=True):
-            known = users.get(request.user_name) is not None
-            if outlook.placement is not None and known and request.id not in tried:
+            if outlook.placement is not None and users.get(request.user_name) is not None:
                 return request, outlook.placement
         return None
 
@@ -373,6 +438,17 @@ class QueueDesk:
 
     async def _note_opened(self, lease_id: str, at_us: int) -> None:
         await self._core.write(lambda session, now: opened(session, lease_id, at_us, now=now))
+
+
+def _check_options(options: Mapping[str, str]) -> None:
+    """Refuse at once what the spawner would refuse when its turn has come."""
+    unknown = next((key for key in options if key not in wire.SPAWN_OPTIONS), None)
+    if unknown is not None:
+        there_are = ", ".join(f"'{key}'" for key in wire.SPAWN_OPTIONS)
+        raise Refused(
+            "unknown-option", f"Unknown option {unknown[:40]!a}; the options are {there_are}.",
+            status=422,
+        )  # fmt: skip
 
 
 def opened(session: Session, lease_id: str, at_us: int, *, now: int) -> None:

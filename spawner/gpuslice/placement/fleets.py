@@ -59,6 +59,17 @@ def without_device(fleet: FleetSnapshot, key: tuple[str, str] | None) -> FleetSn
     )
 
 
+def without_host(fleet: FleetSnapshot, node_id: str | None) -> FleetSnapshot:
+    """The fleet with nothing more to be had on one host."""
+    return FleetSnapshot(
+        tuple(
+            replace(one, state=DeviceState.DRAINING) if one.node_id == node_id else one
+            for one in fleet.hosts
+        ),
+        fleet.devices,
+    )
+
+
 def only_at(fleet: FleetSnapshot, node_id: str, device_uuid: str | None) -> FleetSnapshot:
     """One host of the fleet with one of its devices, or with none."""
     return FleetSnapshot(

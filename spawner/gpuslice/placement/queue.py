@@ -5,7 +5,8 @@ Requests come in their order. Who fits is offered a place; the first ones that d
 a later, smaller request may pass only if it is over before the protected one's reservation time,
 or takes nothing that one needs then. Where the ends of what runs are unknown there is no such
 time; then small ones pass until the large one has lost patience, and from then on one device is
-kept clear for it. What is reserved for somebody now is theirs: nobody is protected against that.
+kept clear for it; where it lacks its host's RAM or processors, one host. What is reserved for
+somebody now is theirs: nobody is protected against that.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from gpuslice.placement.fleets import (
     leases_in,
     with_claims,
     without_device,
+    without_host,
     without_leases,
 )
 from gpuslice.placement.place import place
 from gpuslice.placement.reserved import Keep, left_over
 from gpuslice.placement.snapshot import FleetSnapshot, Placement
+from gpuslice.wire import SliceKind
 
 #: So many requests that do not fit are protected; those behind them wait for theirs to move up.
 PROTECTED = 3
@@ -186,7 +189,12 @@ def _may_start(
     protected = [pair for pair in protected if not _kept_for(one, pair[0], fleet, now)]
     for large, at in protected:
         if at is None and large.impatient:
-            open_to_it = without_device(open_to_it, _kept_clear(large.slice_type, fleet, rules))
+            device = _kept_clear(large.slice_type, fleet, rules)
+            if device is not None:
+                open_to_it = without_device(open_to_it, device)
+            else:
+                host = _host_kept_clear(large.slice_type, fleet, rules)
+                open_to_it = without_host(open_to_it, host)
     over_us = None if one.longest_us is None else now + one.longest_us
     after = dict(ends) | ({one.request_id: over_us} if over_us is not None else {})
     # What best fit prefers may be what somebody else waits for: then the next best.
@@ -226,6 +234,8 @@ def _delays(
 
 def _kept_clear(wanted: SliceType, fleet: FleetSnapshot, rules: Rules) -> tuple[str, str] | None:
     """The device that will be clear for it with the fewest ends to wait for."""
+    if wanted.kind is SliceKind.CPU:
+        return None
     best: tuple[int, str, str] | None = None
     for device in fleet.devices:
         alone = FleetSnapshot(
@@ -238,6 +248,25 @@ def _kept_clear(wanted: SliceType, fleet: FleetSnapshot, rules: Rules) -> tuple[
         rank = (len(device.claims), device.node_id, device.uuid)
         best = rank if best is None else min(best, rank)
     return None if best is None else best[1:]
+
+
+def _host_kept_clear(wanted: SliceType, fleet: FleetSnapshot, rules: Rules) -> str | None:
+    """The host that has room for it with the fewest ends to wait for, where no device's ends give
+    it any: what it lacks is RAM or processors, which all that run there hold."""
+    if _place(fleet, wanted, rules) is not None:
+        # What keeps it waiting is none of these.
+        return None
+    best: tuple[int, str] | None = None
+    for host in fleet.hosts:
+        alone = FleetSnapshot(
+            (replace(host, claims=()),),
+            tuple(replace(one, claims=()) for one in fleet.devices if one.node_id == host.node_id),
+        )
+        if _place(alone, wanted, rules) is None:
+            continue
+        rank = (len(host.claims), host.node_id)
+        best = rank if best is None else min(best, rank)
+    return None if best is None else best[1]
 
 
 def _place(

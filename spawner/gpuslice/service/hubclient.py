@@ -49,7 +49,9 @@ class HubClient:
         Raises:
             HubUnavailable: not reachable, too slow, or it said no.
         """
-        status, answer = await self._call("POST", _server(user, server), dict(options))
+        # In their own field: as the whole body, an option could be read as a field of the hub's.
+        body = {"user_options": dict(options)}
+        status, answer = await self._call("POST", _server(user, server), body)
         if status not in (201, 202):
             said = answer.get("message") if isinstance(answer, dict) else None
             raise HubUnavailable(f"the hub answered {status}: {str(said or '')[:300]}")

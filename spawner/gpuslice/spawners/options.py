@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from gpuslice.spawners.refusal import SpawnRefused
 from gpuslice.units import HOUR_US
+from gpuslice.wire import SPAWN_OPTIONS
 
 #: The same as ``wire.SliceName``; a test holds the two together.
 _SLICE_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,62}")
@@ -72,7 +73,7 @@ def choice(options: Mapping[str, Any], default: str, images: Mapping[str, str]) 
     Raises:
         SpawnRefused: 400, with words, for anything else.
     """
-    known = ["slice", *(["image"] if images else []), "hours", "charge", "queue"]
+    known = [key for key in SPAWN_OPTIONS if images or key != "image"]
     unknown = [key for key in options if key not in (*known, "profile")]
     if unknown:
         shown = ", ".join(_shown(key) for key in unknown[:5])
