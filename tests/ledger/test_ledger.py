@@ -90,7 +90,7 @@ def test_a_price_never_begins_in_the_past(database: Database) -> None:
         database.write(at(99, 2))
     assert database.write(at(200, 2))
     with pytest.raises(ValueError, match="already set"):
-        database.write(at(150, 3))
+        database.write(at(200, 3))
 
 
 # --- one meter ---------------------------------------------------------------------------------

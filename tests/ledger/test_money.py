@@ -15,6 +15,7 @@ from gpuslice.broker.moneyviews import (
     RefundLease,
     SetPrice,
 )
+from gpuslice.ledger.prices import follow_settings
 from gpuslice.ledger.tables import Segment
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
@@ -73,8 +74,41 @@ def test_prices_are_never_changed_backwards(world: World) -> None:
     assert refused(lambda: world.do(desk(world).set_price(past, "root"))).status == 409
     later = SetPrice(slice="quarter", rate_u_per_hour=1, from_us=world.now + HOUR_US, reason="x")
     world.do(desk(world).set_price(later, "root"))
-    sooner = later.model_copy(update={"from_us": world.now + MINUTE_US})
-    assert refused(lambda: world.do(desk(world).set_price(sooner, "root"))).status == 409
+    same = later.model_copy(update={"rate_u_per_hour": 2})
+    no = refused(lambda: world.do(desk(world).set_price(same, "root")))
+    assert (no.status, no.refusal.reason) == (409, "price-not-possible")
+
+
+def test_a_price_announced_by_mistake_stops_no_other(world: World) -> None:
+    start, far = world.now, world.now + 10 * 365 * 24 * HOUR_US
+    lease_id = spawn(world, "ada", "quarter", [])
+    typo = SetPrice(slice="quarter", rate_u_per_hour=1, from_us=far, reason="a typo in the year")
+    world.do(desk(world).set_price(typo, "root"))
+    change = start + HOUR_US
+    right = SetPrice(slice="quarter", rate_u_per_hour=2_000_000, from_us=change, reason="right")
+    assert world.do(desk(world).preview_price(right)).til_us == far
+    made = world.do(desk(world).set_price(right, "root"))
+    assert (made.rate_u_per_hour, made.from_us, made.til_us) == (2_000_000, change, far)
+    # What holds then already is not written again, whatever comes later.
+    again = right.model_copy(update={"from_us": change + 1})
+    assert world.do(desk(world).set_price(again, "root")) == made
+    # A changed configuration counts at once, too.
+    follow = lambda rate: world.database.write(  # noqa: E731
+        lambda s: follow_settings(s, "half", rate, now=world.now, actor="settings:2")
+    )
+    world.do(desk(world).set_price(typo.model_copy(update={"slice": "half"}), "root"))
+    world.now += 1
+    follow(3_000_000)
+    follow(3_000_000)
+    now = [one for one in world.do(desk(world).prices()) if one.slice == "half"]
+    assert [(one.rate_u_per_hour, one.til_us) for one in now][-2:] == [(3_000_000, far), (1, None)]
+    passes(world, 2 * HOUR_US, 10 * MINUTE_US)
+    world.stop(lease_id)
+    finish(world, lease_id)
+    stopped = world.view(lease_id).stop_requested_us
+    assert stopped is not None
+    due = 875_001 * (change - start) // HOUR_US + 2_000_000 * (stopped - change) // HOUR_US
+    assert world.view(lease_id).cost_u == due
 
 
 def test_a_group_may_have_a_price_list_of_its_own(world: World) -> None:
