@@ -325,7 +325,7 @@ class QueueDesk:
             lease = queue.offer(
                 session, request, placement, user.groups, rules, self.rules, now=now
             )
-            if lease is not None and request.auto_start:
+            if lease is not None and request.state == "starting":
                 options = json.loads(request.options)
                 found.append((request.id, request.user_name, request.server_name, options))
         return found
