@@ -81,6 +81,64 @@ def test_facts_cannot_be_changed(world: World, table: str, verb: str) -> None:
     assert world.problems() == []
 
 
+@pytest.mark.parametrize("table", FACTS)
+def test_facts_cannot_be_replaced(world: World, table: str) -> None:
+    """By a shell of an administrator, in which no pragma of ours holds."""
+    a_bill(world)
+    url = world.database.engine.url
+    if url.get_backend_name() != "sqlite":
+        pytest.skip("only SQLite has REPLACE")
+    columns = [column.name for column in Base.metadata.tables[table].columns]
+    shell = sqlite3.connect(str(url.database))
+    try:
+        before = shell.execute(f"SELECT * FROM {table}").fetchall()
+        for key in _keys(table):
+            # All of it anew but its other keys.
+            other = {name for one in _keys(table) if one != key for name in one} - set(key)
+            made = [
+                "NULL" if name in other and name in ("id", "segment_id", "leg")
+                else f"'new'||{name}" if name in other and name == "idem_key"
+                else f"{name}+1" if name in other and name.endswith("_us")
+                else name
+                for name in columns
+            ]  # fmt: skip
+            where = "" if "segment_id" not in key else " WHERE segment_id IS NOT NULL"
+            text = f"REPLACE INTO {table} SELECT {', '.join(made)} FROM {table}{where} LIMIT 1"
+            with pytest.raises(sqlite3.DatabaseError, match="append-only"):
+                shell.execute(text)
+            shell.rollback()
+        assert shell.execute(f"SELECT * FROM {table}").fetchall() == before
+    finally:
+        shell.close()
+    assert world.problems() == []
+
+
+def test_every_key_of_facts_is_guarded(database: Database) -> None:
+    if database.engine.url.get_backend_name() != "sqlite":
+        pytest.skip("only SQLite has REPLACE")
+    with database.engine.connect() as connection:
+        found = connection.execute(
+            sa.text("SELECT tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")
+        ).all()
+    kept = {name for name, _ in found}
+    assert kept >= {*FACTS, "allowance", "digest"}
+    for table in kept:
+        (text,) = [sql for name, sql in found if name == table and "no_replace" in sql]
+        for key in _keys(table):
+            assert " AND ".join(f"{name} = NEW.{name}" for name in key) in text, (table, key)
+
+
+def _keys(table: str) -> list[tuple[str, ...]]:
+    """All that a row of a table is known by."""
+    found = Base.metadata.tables[table]
+    unique = [one for one in found.constraints if isinstance(one, sa.UniqueConstraint)]
+    indexes = [one for one in found.indexes if one.unique]
+    return [
+        tuple(column.name for column in one.columns)
+        for one in (found.primary_key, *unique, *indexes)
+    ]
+
+
 def test_a_price_never_begins_in_the_past(database: Database) -> None:
     def at(moment: int, rate: int) -> Callable[[sa.orm.Session], bool]:
         return lambda s: set_price(s, "x", rate, now=100, effective_from_us=moment, actor="t")
@@ -90,7 +148,7 @@ def test_a_price_never_begins_in_the_past(database: Database) -> None:
         database.write(at(99, 2))
     assert database.write(at(200, 2))
     with pytest.raises(ValueError, match="already set"):
-        database.write(at(150, 3))
+        database.write(at(200, 3))
 
 
 # --- one meter ---------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
@@ -16,7 +16,8 @@ from gpuslice.broker.moneyviews import (
     SetPrice,
 )
 from gpuslice.broker.peopleviews import CloseUser
-from gpuslice.ledger.tables import Allowance, Segment
+from gpuslice.ledger.prices import follow_settings
+from gpuslice.ledger.tables import Account, Allowance, Segment
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
 from quotaworld import finish, leases, passes, refused, set_policy, spawn
@@ -74,8 +75,41 @@ def test_prices_are_never_changed_backwards(world: World) -> None:
     assert refused(lambda: world.do(desk(world).set_price(past, "root"))).status == 409
     later = SetPrice(slice="quarter", rate_u_per_hour=1, from_us=world.now + HOUR_US, reason="x")
     world.do(desk(world).set_price(later, "root"))
-    sooner = later.model_copy(update={"from_us": world.now + MINUTE_US})
-    assert refused(lambda: world.do(desk(world).set_price(sooner, "root"))).status == 409
+    same = later.model_copy(update={"rate_u_per_hour": 2})
+    no = refused(lambda: world.do(desk(world).set_price(same, "root")))
+    assert (no.status, no.refusal.reason) == (409, "price-not-possible")
+
+
+def test_a_price_announced_by_mistake_stops_no_other(world: World) -> None:
+    start, far = world.now, world.now + 10 * 365 * 24 * HOUR_US
+    lease_id = spawn(world, "ada", "quarter", [])
+    typo = SetPrice(slice="quarter", rate_u_per_hour=1, from_us=far, reason="a typo in the year")
+    world.do(desk(world).set_price(typo, "root"))
+    change = start + HOUR_US
+    right = SetPrice(slice="quarter", rate_u_per_hour=2_000_000, from_us=change, reason="right")
+    assert world.do(desk(world).preview_price(right)).til_us == far
+    made = world.do(desk(world).set_price(right, "root"))
+    assert (made.rate_u_per_hour, made.from_us, made.til_us) == (2_000_000, change, far)
+    # What holds then already is not written again, whatever comes later.
+    again = right.model_copy(update={"from_us": change + 1})
+    assert world.do(desk(world).set_price(again, "root")) == made
+    # A changed configuration counts at once, too.
+    follow = lambda rate: world.database.write(  # noqa: E731
+        lambda s: follow_settings(s, "half", rate, now=world.now, actor="settings:2")
+    )
+    world.do(desk(world).set_price(typo.model_copy(update={"slice": "half"}), "root"))
+    world.now += 1
+    follow(3_000_000)
+    follow(3_000_000)
+    now = [one for one in world.do(desk(world).prices()) if one.slice == "half"]
+    assert [(one.rate_u_per_hour, one.til_us) for one in now][-2:] == [(3_000_000, far), (1, None)]
+    passes(world, 2 * HOUR_US, 10 * MINUTE_US)
+    world.stop(lease_id)
+    finish(world, lease_id)
+    stopped = world.view(lease_id).stop_requested_us
+    assert stopped is not None
+    due = 875_001 * (change - start) // HOUR_US + 2_000_000 * (stopped - change) // HOUR_US
+    assert world.view(lease_id).cost_u == due
 
 
 def test_a_group_may_have_a_price_list_of_its_own(world: World) -> None:
@@ -285,6 +319,90 @@ def test_a_bill_says_what_was_corrected(world: World) -> None:
     assert corrected(lease_id) == world.view(lease_id).cost_u - 20
     gone = Correct(entry_id=10**9, kind="refund", amount_u=1, reason="r")
     assert refused(lambda: world.do(desk(world).correct(gone, "root"))).status == 404
+
+
+def test_a_surcharge_can_be_taken_back(world: World) -> None:
+    lease_id = ended(world, "ada", 2 * HOUR_US)
+    cost = world.view(lease_id).cost_u
+    rows, _ = world.do(desk(world).entries("user", "ada", None, 10))
+    paid = next(row for row in rows if row.kind == "usage")
+
+    def correct(entry_id: int, kind: Literal["refund", "surcharge"], amount: int) -> Any:
+        body = Correct(entry_id=entry_id, kind=kind, amount_u=amount, reason="meant 0.40")
+        return world.do(desk(world).correct(body, "root"))
+
+    more = correct(paid.entry_id, "surcharge", 400_000_000)
+    assert correct(more.entry_id, "refund", 399_000_000).corrects == more.entry_id
+    assert world.problems() == []
+    too_much = refused(lambda: correct(more.entry_id, "refund", 1_000_001))
+    assert too_much.refusal.reason == "refund-too-large"
+    # Only what was paid for a lease has more to pay; a refund is final.
+    back = correct(more.entry_id, "refund", 400_000)
+    for entry_id, kind in ((more.entry_id, "surcharge"), (back.entry_id, "refund")):
+        no = refused(lambda e=entry_id, k=kind: correct(e, k, 1))
+        assert no.refusal.reason == "no-such-payment"
+    assert world.do(desk(world).usage("user", "ada")).spent_u == cost + 600_000
+    # All that a lease cost, whatever it was called.
+    back = world.do(desk(world).refund_lease(lease_id, RefundLease(reason="sick GPU"), "root"))
+    assert sum(entry.amount_u for entry in back) == cost + 600_000
+    assert world.do(desk(world).usage("user", "ada")).spent_u == 0
+    assert world.problems() == []
+
+
+def test_a_refund_into_expired_credit_can_be_used(world: World) -> None:
+    set_policy(world, "user", "ada", {"each": {"prepaid": True}})
+    until = world.now + 3 * HOUR_US
+    given = GiveCredit(
+        whose="user", name="ada", amount_u=5_000_000, priority=7, expires_us=until, reason="start"
+    )
+    world.do(desk(world).give_credit(given, "root"))
+    lease_id = ended(world, "ada", 2 * HOUR_US)
+    cost = world.view(lease_id).cost_u
+    # An hour after its end: what began before it may still be paid from it, what comes back not.
+    world.now = until + HOUR_US
+    back = world.do(desk(world).refund_lease(lease_id, RefundLease(reason="sick GPU"), "root"))
+    assert len(back) > 1 and sum(entry.amount_u for entry in back) == cost
+    views, _ = world.do(desk(world).credits("user", "ada", None, 10))
+    assert [view.used_u for view in views if view.expires_us == until] == [cost]
+    assert world.problems() == []
+    for _ in range(2):
+        views, _ = world.do(desk(world).credits("user", "ada", None, 10))
+        new = [view for view in views if view.expires_us != until]
+        assert sum(view.amount_u for view in new) == cost
+        assert {view.expires_us for view in new} == {until + HOUR_US + 30 * 24 * HOUR_US}
+        assert {(view.used_u, view.priority) for view in new} == {(0, 7)}
+        (old,) = [view for view in views if view.expires_us == until]
+        assert world.do(desk(world).usage("user", "ada")).credit_u == cost
+        assert world.problems() == []
+        # Housekeeping takes what nobody had used, and nothing of what came back.
+        passes(world, 3 * 24 * HOUR_US, 12 * HOUR_US)
+        world.do(world.live().housekeeping.round())
+    assert old.used_u == old.amount_u
+    again = ended(world, "ada", HOUR_US)
+    assert world.view(again).cost_u == 875_001
+    assert world.do(desk(world).usage("user", "ada")).credit_u == cost - 875_001
+
+
+def test_credit_of_a_closed_account_gets_nothing_back(world: World) -> None:
+    set_policy(world, "group", "lab", {"each": {"slices": 5}})
+    given = GiveCredit(whose="group", name="lab", amount_u=5_000_000, reason="start")
+    world.do(desk(world).give_credit(given, "root"))
+    lease_id = spawn(world, "ada", "quarter", ["lab"])
+    passes(world, 2 * HOUR_US, HOUR_US)
+    world.stop(lease_id)
+    finish(world, lease_id)
+    group_id = world.database.read(
+        lambda s: s.scalar(sa.select(Account.id).where(Account.label == "lab"))
+    )
+    world.database.write(
+        lambda s: s.execute(
+            sa.update(Account).where(Account.id == group_id).values(closed_us=world.now)
+        )
+    )
+    no = refused(
+        lambda: world.do(desk(world).refund_lease(lease_id, RefundLease(reason="x"), "root"))
+    )
+    assert (no.status, no.refusal.reason) == (409, "credit-closed")
 
 
 # --- rows ---------------------------------------------------------------------------------------

@@ -166,6 +166,40 @@ def test_what_nobody_opens_is_stopped_and_costs_its_user_nothing(world: World) -
     assert view.writeoff_u > 0
 
 
+def test_who_did_not_open_a_server_is_told_the_next_time(world: World) -> None:
+    def turn() -> RequestView:
+        first = spawn(world, "ada", "whole", [])
+        join(world, "bob", "whole", auto_start=True)
+        frees(world, first)
+        return mine(world, "bob")
+
+    turn()
+    lease_id = take(world, "bob", "whole")
+    passes(world, 15 * MINUTE_US)
+    finish(world, lease_id)
+    ended = world.view(lease_id).finished_us
+    assert ended is not None and len(hub(world).started) == 1
+    told = turn()
+    assert (told.state, len(hub(world).started)) == ("offered", 1)
+    said = [one.message for one in world.do(world.live().notices("bob", 0))][-1]
+    assert "reserved for you for 10 minutes" in said and "for 24 hours more" in said
+    # What its user starts is their time, like any other.
+    lease_id = take(world, "bob", "whole")
+    passes(world, 2 * HOUR_US)
+    assert world.view(lease_id).state == "running"
+    stop_all(world)
+    assert world.view(lease_id).cost_u >= 2 * 3_500_000
+    # After a day it starts by itself again; and somebody else's did not count.
+    world.now = ended + 24 * HOUR_US
+    assert (turn().state, len(hub(world).started)) == ("starting", 2)
+    lease_id = take(world, "bob", "whole")
+    passes(world, MINUTE_US)
+    hub(world).active["bob"] = world.now
+    passes(world, MINUTE_US)
+    stop_all(world)
+    assert (turn().state, len(hub(world).started)) == ("starting", 3)
+
+
 def test_groups_are_looked_at_again_when_the_turn_comes(world: World) -> None:
     set_policy(world, "group", "lab", {"each": {"slice_types": ["whole"]}})
     set_policy(world, "user", "bob", {"each": {}})

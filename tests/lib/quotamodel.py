@@ -746,6 +746,8 @@ class QuotaModel(CrashModel):
                 left[row["grant_id"]] = row["amount_u"]
             elif row["kind"] == "refund" and row["grant_id"] is not None:
                 left[row["grant_id"]] += row["amount_u"]
+            elif row["kind"] == "expiry":
+                left[row["grant_id"]] -= row["amount_u"]
             elif row["kind"] == "usage":
                 if row["leg"] == 0:
                     assert not want, "a leg is missing"

@@ -335,8 +335,12 @@ def test_a_price_is_looked_at_and_then_announced(service: ServiceThread, world: 
     rows = [words(row) for row in page(service, ADMIN, "admin/prices").select("tbody tr")]
     assert len(rows) == prices + 1
     assert [row for row in rows if "4.25 EUR per hour" in row and "announced" in row]
-    # Prices go on; none begins before one that is announced.
-    again = send(service, ADMIN, found, "Announce it", reason="once more", from_utc="2098-01-01")
+    # One that begins earlier holds until then; none begins at the very same moment.
+    found = page(service, ADMIN, asked.replace("4.25", "5").replace("2099", "2098"))
+    first = words(found.select_one(".gs-card"))
+    assert "announced already and follows it at 2099-01-31 08:00:00 UTC." in first
+    taken = "2099-01-31T08:00"
+    again = send(service, ADMIN, found, "Announce it", reason="once more", from_utc=taken)
     assert again.status_code == 409
     for bad in ("rate=-1", "rate=x", "rate=1&from_utc=tomorrow"):
         assert ask(service, ADMIN, f"admin/prices?slice=whole&{bad}").status_code == 400

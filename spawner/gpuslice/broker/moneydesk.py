@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import pairwise
 
@@ -90,7 +91,11 @@ class MoneyDesk:
             rate = None
             if known and known[0].from_us <= self._core.now():
                 rate = prices.rate_at(known, self._core.now()).rate_u_per_hour
-            return PricePreview(leases=list(leases), rate_now_u_per_hour=rate)
+            start = self._core.now() if body.from_us is None else body.from_us
+            after = (one.from_us for one in known if one.from_us > start)
+            return PricePreview(
+                leases=list(leases), rate_now_u_per_hour=rate, til_us=next(after, None)
+            )
 
         return await self._core.serve_read(work)
 
@@ -98,7 +103,7 @@ class MoneyDesk:
         """Announce a price.
 
         Raises:
-            Refused: it would begin in the past, or before one that is announced already.
+            Refused: it would begin in the past, or at the very moment at which another one does.
         """
 
         def work(session: Session, now: int) -> PriceView:
@@ -112,13 +117,14 @@ class MoneyDesk:
                 raise Refused("price-not-possible", f"{error}.".capitalize(), status=409) from None
             _audit(session, now, actor, "price.set", f"{body.price_list}/{body.slice}",
                    body.reason, f"{body.rate_u_per_hour} from {start}")  # fmt: skip
-            row = session.scalars(
+            rows = session.scalars(
                 sa.select(Price)
                 .where(Price.price_list == body.price_list, Price.slice_type == body.slice)
-                .order_by(Price.effective_from_us.desc())
-            ).first()
-            assert row is not None
-            return _price(row, None)
+                .order_by(Price.effective_from_us)
+            ).all()
+            # What holds then is the new one, or the one that says the same already.
+            place = bisect_right(rows, start, key=lambda row: row.effective_from_us)
+            return _price(rows[place - 1], rows[place] if place < len(rows) else None)
 
         return await self._core.serve_write(work)
 

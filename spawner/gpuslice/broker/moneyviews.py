@@ -37,10 +37,14 @@ class SetPrice(Wire):
 
 
 class PricePreview(Wire):
-    """What a price would change: running leases that would pay it, and their rate until then."""
+    """What a price would change: running leases that would pay it, and their rate until then.
+
+    ``til_us``: a price that is announced already follows it then.
+    """
 
     leases: list[LeaseId]
     rate_now_u_per_hour: Money | None
+    til_us: Micros | None = None
 
 
 class GiveCredit(Wire):

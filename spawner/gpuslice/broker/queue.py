@@ -9,6 +9,7 @@ asked to start the server, because its user chose so.
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,10 +46,14 @@ from gpuslice.placement import FleetSnapshot, Placement
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import Outlook, Waiting, outlooks
 from gpuslice.quotas import admission
+from gpuslice.units import HOUR_US
 from gpuslice.wire import LeaseState
 
 #: A user may wait in so many lines at the same time.
 MOST_WAITING = 5
+#: So long after a server that nobody opened no other one is started for its user. Until it is
+#: opened the platform pays: that is for who comes a little later, and no way to a free GPU.
+UNOPENED_US = 24 * HOUR_US
 
 
 @dataclass(frozen=True)
@@ -446,20 +451,28 @@ def offer(
         _not_now(session, request, refused, now)
         return None
     til = now + queue.offer_us
-    if request.auto_start:
+    unopened_us = _left_unopened(session, request, now) if request.auto_start else None
+    starts = request.auto_start and unopened_us is None
+    if starts:
         til = now + rules.start_timeout_us
         lease.open_before_us = til + queue.first_open_us
     lease.start_before_us = til
-    request.state, request.state_us = ("starting" if request.auto_start else "offered"), now
+    request.state, request.state_us = ("starting" if starts else "offered"), now
     request.lease_id, request.offer_til_us, request.reason = lease.id, til, None
     request.version += 1
     minutes = max(1, round((til - now) / 60_000_000))
     said = (
         f"Your turn has come: your server starts now on {lease.title}."
-        if request.auto_start
+        if starts
         else f"Your turn has come: {lease.title} is reserved for you for {minutes} minutes. "
         "Start your server, or leave the queue."
     )
+    if unopened_us is not None:
+        hours = max(1, math.ceil((unopened_us + UNOPENED_US - now) / HOUR_US))
+        said += (
+            " It does not start by itself, because you did not open the last one that did; for "
+            f"{hours} hour{'s' * (hours > 1)} more you start your servers yourself."
+        )
     session.add(
         NoticeRow(
             idem_key=f"offer:{request.id}:{lease.id}", account_id=request.account_id,
@@ -468,6 +481,21 @@ def offer(
     )  # fmt: skip
     session.flush()
     return lease
+
+
+def _left_unopened(session: Session, request: QueueRequest, now: int) -> int | None:
+    """When the last server that the queue started for this user ended, if nobody opened it and
+    that is not long ago."""
+    last = session.execute(
+        sa.select(Lease.finished_us, Lease.opened_us)
+        .where(
+            Lease.account_id == request.account_id, Lease.open_before_us.is_not(None),
+            Lease.started_us.is_not(None), Lease.finished_us > now - UNOPENED_US,
+        )
+        .order_by(Lease.finished_us.desc())
+        .limit(1)
+    ).one_or_none()  # fmt: skip
+    return last.finished_us if last is not None and last.opened_us is None else None
 
 
 def held_up(

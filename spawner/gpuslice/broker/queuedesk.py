@@ -391,7 +391,7 @@ class QueueDesk:
                 # Not even in this round is anything kept from the others for it.
                 held[request.id] = Refused("held-up", request.reason or "It was refused.")
                 line_rules = replace(line_rules, held={**line_rules.held, **held})
-            elif request.auto_start:
+            elif request.state == "starting":
                 options = json.loads(request.options)
                 found.append((request.id, request.user_name, request.server_name, options))
         return found, held

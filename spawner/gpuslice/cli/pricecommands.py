@@ -133,6 +133,8 @@ def _preview_lines(service: Operator, body: dict[str, Any], found: dict[str, Any
         f"{body['slice']} in list {body['price_list']} {now}, "
         f"then {money(body['rate_u_per_hour'], service.currency)} per hour, {since}."
     )
+    if found["til_us"] is not None:
+        yield f"Another price is announced already and follows it at {moment(found['til_us'])}."
     touched = set(found["leases"])
     if not touched:
         yield "No running lease would pay it."

@@ -182,6 +182,21 @@ def use(session: Session, grant_id: int, amount_u: int) -> None:
     )
 
 
+def renew(
+    session: Session, grant: CreditGrant, amount_u: int, *, key: str, actor: str, reason: str,
+    now: int, expires_us: int,
+) -> CreditGrant:  # fmt: skip
+    """Give credit anew that has come back into a grant that expired.
+
+    It leaves the old grant at once: late payments from before its end must not use it, too.
+    """
+    _take_back(session, grant, amount_u, key=key, actor=actor, memo=reason, now=now)
+    return give(
+        session, grant.account_id, amount_u, key=key, actor=actor, reason=reason, now=now,
+        priority=grant.priority, expires_us=expires_us,
+    )  # fmt: skip
+
+
 def expire(session: Session, now: int) -> int:
     """Take back what is left of grants long expired; returns how many there were.
 
@@ -196,7 +211,8 @@ def expire(session: Session, now: int) -> int:
         .execution_options(populate_existing=True)
     ).all()
     for grant in due:
-        _take_back(session, grant, actor="meter", memo="expired", now=now)
+        rest = grant.amount_u - grant.used_u
+        _take_back(session, grant, rest, key=str(now), actor="meter", memo="expired", now=now)
     return len(due)
 
 
@@ -210,17 +226,20 @@ def take_back(session: Session, account_id: int, *, actor: str, reason: str, now
     ).all()
     left_u = sum(grant.amount_u - grant.used_u for grant in grants)
     for grant in grants:
-        _take_back(session, grant, actor=actor, memo=reason, now=now)
+        rest = grant.amount_u - grant.used_u
+        _take_back(session, grant, rest, key=str(now), actor=actor, memo=reason, now=now)
     return left_u
 
 
-def _take_back(session: Session, grant: CreditGrant, *, actor: str, memo: str, now: int) -> None:
-    rest = grant.amount_u - grant.used_u
-    use(session, grant.id, rest)
+def _take_back(
+    session: Session, grant: CreditGrant, amount_u: int, *, key: str, actor: str, memo: str,
+    now: int,
+) -> None:  # fmt: skip
+    use(session, grant.id, amount_u)
     session.add(
         Entry(
-            idem_key=f"expiry:{grant.id}:{now}", kind="expiry", grant_id=grant.id,
-            amount_u=rest, debit_id=grant.account_id,
+            idem_key=f"expiry:{grant.id}:{key}", kind="expiry", grant_id=grant.id,
+            amount_u=amount_u, debit_id=grant.account_id,
             credit_id=accounts.platform(session, "grants", now),
             actor=actor[:255], memo=memo[:500], created_us=now,
         )

@@ -81,6 +81,8 @@ def _sqlite_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
+        # Rows that a REPLACE takes away ask the triggers, too.
+        cursor.execute("PRAGMA recursive_triggers=ON")
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -177,9 +179,10 @@ def _may_be_tried_again(error: DBAPIError) -> bool:
 
 def _is_race(error: DBAPIError) -> bool:
     """A unique key that another transaction took between our look and our insert."""
-    return getattr(error.orig, "sqlstate", None) == "23505" or (
-        "UNIQUE constraint failed" in str(error.orig)
-    )
+    if getattr(error.orig, "sqlstate", None) == "23505":
+        return True
+    # Of a table of facts the trigger that stands before its keys says it.
+    return any(said in str(error.orig) for said in ("UNIQUE constraint failed", "REPLACE refused"))
 
 
 #: What to do, by what SQLite says or by PostgreSQL's code.

@@ -91,16 +91,21 @@ def set_price(
     Returns whether a row was written: the price that already holds is not written again.
 
     Raises:
-        ValueError: the moment is in the past or before an announced price. Time that has passed
-            keeps its price; only an explicit adjustment with a reason changes what was paid.
+        ValueError: the moment is in the past, or another price begins at that very moment. Time
+            that has passed keeps its price; only an explicit adjustment with a reason changes
+            what was paid. A price announced for later stands: this one holds until then, so that
+            a wrong date far away stops nobody from setting the price of tomorrow.
     """  # fmt: skip
     start = now if effective_from_us is None else effective_from_us
     if start < now:
         raise ValueError("a price cannot begin in the past; write an adjustment instead")
     known = rates(session, price_list, slice_type)
-    if known and known[-1].from_us >= start:
-        raise ValueError("another price of this slice type is already set from then or later on")
-    if known and known[-1].rate_u_per_hour == rate_u_per_hour:
+    if any(rate.from_us == start for rate in known):
+        raise ValueError(
+            "another price of this slice type is already set from that very moment; choose a later "
+            "one"
+        )
+    if _rate_then(known, start) == rate_u_per_hour:
         return False
     session.add(
         Price(
@@ -117,7 +122,7 @@ def follow_settings(
 ) -> None:
     """Make the configured rate the price from now on if the configuration has changed.
 
-    A price that an administrator has set since, or has announced for later, stands.
+    A price that an administrator has set since stands; one that is announced for later follows.
     """
     configured = session.scalar(
         sa.select(Price.rate_u_per_hour)
@@ -125,11 +130,19 @@ def follow_settings(
             Price.price_list == DEFAULT_LIST, Price.slice_type == slice_type,
             Price.actor.startswith(SETTINGS),
         )
-        .order_by(Price.effective_from_us.desc())
+        .order_by(Price.id.desc())
         .limit(1)
     )  # fmt: skip
-    known = rates(session, DEFAULT_LIST, slice_type)
-    if rate_u_per_hour in (configured, known[-1].rate_u_per_hour if known else None):
+    if rate_u_per_hour == configured:
         return
-    if not known or known[-1].from_us < now:
+    known = rates(session, DEFAULT_LIST, slice_type)
+    # Two restarts within one tick of the clock: the next one writes it.
+    if not any(rate.from_us == now for rate in known):
         set_price(session, slice_type, rate_u_per_hour, now=now, actor=actor)
+
+
+def _rate_then(known: list[Rate], moment: int) -> int | None:
+    """What holds at ``moment``; None: nothing does yet."""
+    if not known or moment < known[0].from_us:
+        return None
+    return rate_at(known, moment).rate_u_per_hour

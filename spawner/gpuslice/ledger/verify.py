@@ -402,12 +402,20 @@ _USED = (
     .group_by(LeaseAccount.account_id, _AT)
     .order_by(LeaseAccount.account_id, _AT)  # as it is grouped, so that it is sorted once
 )
-_CORRECTED_ENTRY = aliased(Entry)
+_CORRECTED_ENTRY, _FIRST_ENTRY = aliased(Entry), aliased(Entry)
+#: Every correction with the segment that it is about: that of what it corrects or, where it gives
+#: a surcharge back, of what that one corrects.
+_CORRECTIONS = (
+    sa.join(Entry, _CORRECTED_ENTRY, _CORRECTED_ENTRY.id == Entry.corrects_id)
+    .outerjoin(_FIRST_ENTRY, _FIRST_ENTRY.id == _CORRECTED_ENTRY.corrects_id)
+    .join(
+        Segment,
+        Segment.id == sa.func.coalesce(_CORRECTED_ENTRY.segment_id, _FIRST_ENTRY.segment_id),
+    )
+)
 _CORRECTED = (
     sa.select(LeaseAccount.account_id, _AT, Entry.kind, Entry.amount_u)
-    .select_from(Entry)
-    .join(_CORRECTED_ENTRY, _CORRECTED_ENTRY.id == Entry.corrects_id)
-    .join(Segment, Segment.id == _CORRECTED_ENTRY.segment_id)
+    .select_from(_CORRECTIONS)
     .join(LeaseAccount, LeaseAccount.lease_id == Segment.lease_id)
     .where(Entry.kind.in_(_SIGNS))
     .order_by(LeaseAccount.account_id)
@@ -464,12 +472,9 @@ def _totals(session: Session) -> Iterator[str]:
         .group_by(Lease.slice_type, what)
     )  # fmt: skip
     should = {(name, by): (int(time_us), int(amount)) for name, by, time_us, amount in billed}
-    paid = aliased(Entry)
     corrected = session.execute(
         sa.select(Lease.slice_type, Entry.kind, sa.func.sum(Entry.amount_u))
-        .select_from(Entry)
-        .join(paid, paid.id == Entry.corrects_id)
-        .join(Segment, Segment.id == paid.segment_id)
+        .select_from(_CORRECTIONS)
         .join(Lease, Lease.id == Segment.lease_id)
         .where(Entry.kind.in_(_SIGNS))
         .group_by(Lease.slice_type, Entry.kind)

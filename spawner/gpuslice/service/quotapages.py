@@ -81,6 +81,8 @@ class Announcement:
     #: As the form sends it again.
     from_utc: str
     now: str
+    #: When one that is announced already follows it; empty: none does.
+    til_text: str
     leases: list[str]
 
 
@@ -184,6 +186,7 @@ def announcement(
         from_text="from now on" if body.from_us is None else f"from {text.moment(body.from_us)} on",
         from_utc=from_utc,
         now="no price yet" if before is None else text.rate(before, currency),
+        til_text="" if preview.til_us is None else text.moment(preview.til_us),
         leases=preview.leases,
     )
 

@@ -18,6 +18,16 @@ depends_on = None
 
 #: Tables whose rows are facts: written once.
 FACTS = ("allowance", "digest", "lease_account")
+#: What a row of these tables, and of those of 0001, is known by: each key is unique.
+KEYS = {
+    "entry": (("id",), ("idem_key",), ("segment_id", "leg")),
+    "segment": (("id",), ("lease_id", "from_us")),
+    "price": (("id",), ("price_list", "slice_type", "effective_from_us")),
+    "audit": (("id",),),
+    "allowance": (("id",),),
+    "digest": (("number",),),
+    "lease_account": (("lease_id", "account_id"),),
+}
 BIG_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 #: A quarter of an hour, microseconds.
 BUCKET_US = 900_000_000
@@ -33,6 +43,8 @@ def upgrade() -> None:
     for statement in _FIGURES:
         op.execute(statement)
     for statement in triggers.create(op.get_bind().dialect.name, FACTS, first=False):
+        op.execute(statement)
+    for statement in triggers.guard_keys(op.get_bind().dialect.name, KEYS):
         op.execute(statement)
 
 
