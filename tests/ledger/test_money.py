@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from gpuslice.broker import moneydesk
 from gpuslice.broker.moneyviews import (
     Correct,
     GiveCredit,
@@ -15,6 +16,7 @@ from gpuslice.broker.moneyviews import (
     RefundLease,
     SetPrice,
 )
+from gpuslice.broker.peopleviews import RenameUser
 from gpuslice.ledger.tables import Segment
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
@@ -190,6 +192,26 @@ def test_a_correction_of_one_entry(world: World) -> None:
 
 
 # --- rows ---------------------------------------------------------------------------------------
+
+
+def test_an_export_goes_on_through_a_new_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moneydesk, "_CHUNK", 2)
+    gift = GiveCredit(whose="user", name="ada", amount_u=5, reason="a prize")
+    for _ in range(5):
+        world.do(desk(world).give_credit(gift, "root"))
+
+    async def export() -> list[int]:
+        found: list[int] = []
+        async for chunk in desk(world).export("user", "ada", 0, world.now + 1):
+            found += (entry.entry_id for entry in chunk)
+            if len(found) == 2:
+                new = RenameUser(to="augusta", version=1, reason="a wedding")
+                await world.live().people.rename("ada", new, "root")
+        return found
+
+    assert len(world.do(export())) == 5
 
 
 def test_pages_and_exports_hold_every_entry_once(world: World) -> None:
