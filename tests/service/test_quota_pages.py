@@ -315,6 +315,11 @@ def test_a_price_is_looked_at_and_then_announced(service: ServiceThread, world: 
     assert again.status_code == 409
     for bad in ("rate=-1", "rate=x", "rate=1&from_utc=tomorrow"):
         assert ask(service, ADMIN, f"admin/prices?slice=whole&{bad}").status_code == 400
+    for never in ("0001-01-01", "9999-12-31", "0001-01-01T00:00%2B14:00", "1969-12-31"):
+        refused = ask(service, ADMIN, f"admin/prices?slice=whole&rate=1&from_utc={never}")
+        assert refused.status_code == 400 and "between the years 1970 and 9999" in refused.text
+    east = page(service, ADMIN, "admin/prices?slice=whole&rate=1&from_utc=2099-01-31T08:00%2B05:00")
+    assert "from 2099-01-31 03:00:00 UTC on" in words(east.select_one(".gs-card"))
     finish(world, lease)
 
 

@@ -22,7 +22,7 @@ from gpuslice.service.queuepages import queue_page
 from gpuslice.service.quotapages import announcement, policies_page, policy_page, prices_page
 from gpuslice.service.route import AnyRoute, Route
 from gpuslice.service.text import query
-from gpuslice.units import UnitError, from_datetime, now_us, parse_money
+from gpuslice.units import MAX_TIME_US, UnitError, from_datetime, now_us, parse_money
 from gpuslice.wire import SliceName, UserName, Wire
 
 _No = models.Nothing
@@ -179,15 +179,21 @@ def _price(slice_name: str, price_list: str, rate: str, from_utc: str, reason: s
 
 
 def _moment(written: str) -> int | None:
-    """A browser's date and time, meant as UTC; empty: now."""
+    """A browser's date and time, meant as UTC unless it names another zone; empty: now."""
     if not written:
         return None
     try:
-        return from_datetime(datetime.fromisoformat(written).replace(tzinfo=UTC))
-    except (ValueError, UnitError):
+        found = datetime.fromisoformat(written)
+    except ValueError:
         raise Refused(
             "bad-request", "from: write a date and a time, such as 2027-01-31 08:00", status=400
         ) from None
+    moment = from_datetime(found if found.tzinfo else found.replace(tzinfo=UTC))
+    if not 0 <= moment <= MAX_TIME_US:
+        raise Refused(
+            "bad-request", "from: write a date between the years 1970 and 9999", status=400
+        )
+    return moment
 
 
 # --- one lease --------------------------------------------------------------------------------
