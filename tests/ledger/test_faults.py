@@ -460,3 +460,15 @@ def test_people_that_were_committed_are_answered(
     closed = world.do(world.live().people.close("ada", CloseUser(version=1, reason="gone"), "root"))
     assert closed.closed_us is not None
     monkeypatch.undo()
+
+
+def test_a_settle_without_a_ledger_is_refused_in_words(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_id = spawn(world, "ada", "cpu", [])
+    away(world, monkeypatch, "awrite", works=False)
+    with pytest.raises(Refused) as caught:
+        world.do(world.live().settle(lease_id, 0))
+    assert (caught.value.refusal.reason, caught.value.status) == ("ledger-unavailable", 503)
+    monkeypatch.undo()
+    finish(world, lease_id)

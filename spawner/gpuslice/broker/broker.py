@@ -573,13 +573,13 @@ class Broker:
         """Compare now instead of at the next interval; returns when the lease is over or time is.
 
         Raises:
-            Refused: unknown lease.
+            Refused: unknown lease, or the ledger cannot be used.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while True:
             try:
-                await self.reconcile()
+                await self._serve(self.reconcile())
             except NodeUnavailable as error:
                 self._node_down(error)
             view = await self.lease(lease_id)
