@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
+from gpuslice.hubnames import user_name
 from gpuslice.ledger import accounts
 from gpuslice.ledger.tables import Audit, Policy
 from gpuslice.quotas.documents import UNLIMITED, PolicyDocument
@@ -209,7 +210,19 @@ def zones(session: Session) -> frozenset[str]:
 
 
 def account_of(session: Session, kind: str, name: str, now: int) -> int:
-    """The account of a user or a group, opened on first use."""
+    """The account of a user or a group, opened on first use.
+
+    Raises:
+        Refused: ``no-such-name``: no user of the hub can be called like that.
+    """
+    found = accounts.find(session, _SOURCES[kind], name)
+    if found is not None:
+        return found
+    if kind == "user":
+        try:
+            user_name(name)
+        except ValueError as error:
+            raise Refused("no-such-name", f"{name[:100]!r} is {error}.", status=422) from None
     return accounts.find_or_open(session, _SOURCES[kind], name, now)
 
 
