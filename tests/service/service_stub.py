@@ -253,8 +253,10 @@ class StubBroker:
         view = await self.lease(lease_id, user)
         return view and wire.Bill(lease=view, lines=self.bills.get(lease_id, []))
 
-    async def limits(self) -> list[wire.LimitView]:
-        return self.limit_views
+    async def limits(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[wire.LimitView], int | None]:
+        return self.limit_views[:limit], None
 
     async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
         now = next(

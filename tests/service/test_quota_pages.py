@@ -258,6 +258,30 @@ def test_a_policy_is_written_changed_and_removed_on_a_page(
     assert "each: GPU hours 20 per week; " in record
 
 
+@pytest.mark.parametrize("which", ["policies", "limits"])
+def test_a_long_list_is_walked_and_looked_through(
+    service: ServiceThread, world: World, which: str
+) -> None:
+    names = [f"user{number:03}" for number in range(120)]
+    for name in names:
+        set_policy(world, "user", name, {"each": {"slices": 1}})
+    path, seen, looks = f"admin/{which}", [], 0
+    while path:
+        found = page(service, ADMIN, path)
+        seen += [words(one) for one in found.select(f"#{which} tbody th")]
+        following = found.find("a", string="Next")
+        first = found.find("a", string="First")
+        assert (first is None) == (looks == 0)
+        path = str(following["href"]).removeprefix(service.config.prefix) if following else ""
+        looks += 1
+    assert seen == ["Everybody", *(f"User {name}" for name in names)]
+    assert looks == {"policies": 2, "limits": 3}[which]
+    some = page(service, ADMIN, f"admin/{which}?find=ER11")
+    shown = [words(one) for one in some.select(f"#{which} tbody th")]
+    assert shown == [f"User user{number}" for number in range(110, 120)]
+    assert "has such a name" in words(page(service, ADMIN, f"admin/{which}?find=nobody"))
+
+
 def test_who_may_only_read_sees_the_words_and_no_form(service: ServiceThread, world: World) -> None:
     join_lease = spawn(world, "ada", "whole", [])
     join(world, "bob", "whole")

@@ -691,9 +691,12 @@ class Broker:
 
         return await self._serve(self._db.aread(work))
 
-    async def limits(self) -> list[wire.LimitView]:
-        """All limits on leases that hold now."""
-        return await self._serve(self._db.aread(admin.limits))
+    async def limits(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[wire.LimitView], int | None]:
+        """Limits on leases that hold now, everybody's first, and the ``after`` of the next page;
+        ``find``: only of those with this in their names."""
+        return await self._serve(self._db.aread(lambda s: admin.limits(s, find, after, limit)))
 
     async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
         """Change a limit from now on.

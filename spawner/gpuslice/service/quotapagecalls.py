@@ -18,6 +18,7 @@ from gpuslice.service.calls import Call, no_such_lease
 from gpuslice.service.models import GivenReason, LeftEmpty
 from gpuslice.service.pages import Page, Redirect
 from gpuslice.service.platform import Platform
+from gpuslice.service.policycalls import PoliciesQuery
 from gpuslice.service.queuepages import queue_page
 from gpuslice.service.quotapages import announcement, policies_page, policy_page, prices_page
 from gpuslice.service.route import AnyRoute, Route
@@ -84,9 +85,11 @@ VERSIONS_SHOWN = 100
 # --- policies ---------------------------------------------------------------------------------
 
 
-async def admin_policies_page(call: Call[_No, _No]) -> Page:
+async def admin_policies_page(call: Call[_No, PoliciesQuery]) -> Page:
+    asked = call.query
+    found, following = await call.broker.policies.page(asked.find, asked.after, asked.limit)
     return policies_page(
-        await call.broker.policies.all(), await _platform(call), may_change=call.caller.is_admin
+        found, following, asked, await _platform(call), may_change=call.caller.is_admin
     )
 
 
@@ -244,8 +247,8 @@ def _routes() -> tuple[AnyRoute, ...]:
     get, post = "GET", "POST"
     lease = "admin/leases/{lease_id}"
     return (
-        Route(get, "admin/policies", a.READ_ALL, admin_policies_page, no, no, Page,
-              "All policies in words"),
+        Route(get, "admin/policies", a.READ_ALL, admin_policies_page, no, PoliciesQuery, Page,
+              "Policies in words"),
         Route(get, "admin/policy", a.READ_ALL, admin_policy_page, no, PolicyQuery, Page,
               "One policy, its editor and its history"),
         Route(post, "admin/policy", a.ADMIN, admin_set_policy, PolicyForm, no, Redirect,
