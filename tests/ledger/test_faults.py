@@ -20,10 +20,12 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 
 from gpuslice.broker.moneyviews import SetPrice
+from gpuslice.broker.peopleviews import CloseUser, ImportPeople, ImportRow
 from gpuslice.errors import Refused
 from gpuslice.ledger import database as database_module
 from gpuslice.ledger.database import LedgerError
 from gpuslice.ledger.tables import Entry, IdempotencyKey, Meter, Segment
+from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.service.app import make_app
 from gpuslice.service.config import ServiceConfig
 from gpuslice.units import HOUR_US, MINUTE_US, SECOND_US
@@ -413,3 +415,60 @@ def test_row_20_a_server_that_cannot_write(
     assert world.problems() == []
     world.grant("bob", "quarter")
     world.close()
+
+
+# --- the ledger is away for one transaction -------------------------------------------------------
+
+
+def away(world: World, monkeypatch: pytest.MonkeyPatch, method: str, works: bool) -> list[int]:
+    """From now on a read or a write of the ledger fails, all of them or (``works``) the next."""
+    real, failed = getattr(world.database, method), []
+
+    async def fails(work: Callable[..., Any]) -> Any:
+        if works and failed:
+            return await real(work)
+        failed.append(1)
+        raise LedgerError("the ledger is locked")
+
+    monkeypatch.setattr(world.database, method, fails)
+    return failed
+
+
+def test_a_policy_that_was_committed_is_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at its time zone fails: the next comparison looks again."""
+    failed = away(world, monkeypatch, "aread", works=True)
+    document = PolicyDocument.model_validate({"timezone": "Asia/Tokyo"})
+    stored = world.do(world.live().policies.set("user", "ada", document, None, "r", "root"))
+    assert stored is not None and stored.version == 1 and failed
+    assert "Asia/Tokyo" not in world.live()._billing.timezones
+    assert world.live().errors.counts()["ledger"] == 1
+    world.reconcile()
+    assert "Asia/Tokyo" in world.live()._billing.timezones
+
+
+def test_people_that_were_committed_are_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned = spawn(world, "ada", "cpu", [])
+    finish(world, spawned)
+    away(world, monkeypatch, "aread", works=False)
+    rows = [ImportRow.model_validate({"user": "kim", "each": {"slices": 2}})]
+    body = ImportPeople(rows=rows, reason="r", dry_run=False)
+    assert world.do(world.live().people.import_(body, "root")).done
+    closed = world.do(world.live().people.close("ada", CloseUser(version=1, reason="gone"), "root"))
+    assert closed.closed_us is not None
+    monkeypatch.undo()
+
+
+def test_a_settle_without_a_ledger_is_refused_in_words(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_id = spawn(world, "ada", "cpu", [])
+    away(world, monkeypatch, "awrite", works=False)
+    with pytest.raises(Refused) as caught:
+        world.do(world.live().settle(lease_id, 0))
+    assert (caught.value.refusal.reason, caught.value.status) == ("ledger-unavailable", 503)
+    monkeypatch.undo()
+    finish(world, lease_id)

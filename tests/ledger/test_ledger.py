@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ from gpuslice.ledger.prices import set_price
 from gpuslice.ledger.tables import Base
 from gpuslice.units import now_us
 from ledgerworld import World, sqlite_ledger, world_settings
+from quotaworld import set_policy
 
 FACTS = {"entry": "id", "segment": "id", "price": "id", "audit": "id", "lease_account": "depth"}
 
@@ -338,8 +340,36 @@ def set_limit(world: World, value: int | None, **more: object) -> wire.LimitView
     return world.do(world.live().set_limit(wire.SetLimit.model_validate(body), "root"))
 
 
+def everybodys(world: World) -> wire.LimitView:
+    found, following = world.do(world.live().limits(None, None, 1))
+    assert following in (None, 0)
+    return found[0]
+
+
+def test_limits_are_found_page_by_page(world: World) -> None:
+    """What a group has in total is not a limit of leases per user."""
+    totals: dict[str, Any] = {"each": {"priority": 3}, "total": {"slices": 9}}
+    for number in range(9):
+        set_policy(world, "group", f"lab{number}", totals)
+    for name in ("ada", "bob", "Bobby"):
+        set_limit(world, 1, scope="user", name=name)
+    found: list[str | None] = []
+    after = None
+    while True:
+        shown, after = world.do(world.live().limits(None, after, 2))
+        found += [limit.name for limit in shown]
+        if after is None:
+            break
+        assert len(shown) == 2
+    assert found == [None, "ada", "bob", "Bobby"]
+    some, after = world.do(world.live().limits("bob", None, 2))
+    assert ([limit.name for limit in some], after) == (["bob", "Bobby"], None)
+    assert world.do(world.live().limits("lab", None, 2)) == ([], None)
+    assert world.do(world.live().limits("%", None, 2)) == ([], None)
+
+
 def test_limits_are_versioned_audited_and_hold(world: World) -> None:
-    default = world.do(world.live().limits())[0]
+    default = everybodys(world)
     assert (default.scope, default.value) == ("default", None)
     set_limit(world, 1, version=default.version)
     with pytest.raises(Refused, match="somebody else"):
@@ -359,17 +389,17 @@ def test_limits_are_versioned_audited_and_hold(world: World) -> None:
 
 
 def test_a_restart_changes_no_limit(world: World) -> None:
-    default = world.do(world.live().limits())[0]
+    default = everybodys(world)
     set_limit(world, 3, version=default.version)
     world.restart()
-    assert world.do(world.live().limits())[0].value == 3
+    assert everybodys(world).value == 3
     world.settings = world_settings(limits={"leases_per_user": 4})
     world.restart()
-    assert world.do(world.live().limits())[0].value == 4
+    assert everybodys(world).value == 4
 
 
 def test_the_most_generous_group_counts_and_ones_own_limit_before_it(world: World) -> None:
-    default = world.do(world.live().limits())[0]
+    default = everybodys(world)
     set_limit(world, 0, version=default.version)
     set_limit(world, 1, scope="group_member", name="course")
     set_limit(world, 2, scope="group_member", name="lab")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import sqlalchemy as sa
 
+from gpuslice.broker import moneydesk
 from gpuslice.broker.moneyviews import (
     Correct,
     GiveCredit,
@@ -15,7 +16,7 @@ from gpuslice.broker.moneyviews import (
     RefundLease,
     SetPrice,
 )
-from gpuslice.broker.peopleviews import CloseUser
+from gpuslice.broker.peopleviews import CloseUser, RenameUser
 from gpuslice.ledger.prices import follow_settings
 from gpuslice.ledger.tables import Account, Allowance, Segment
 from gpuslice.units import HOUR_US, MINUTE_US
@@ -406,6 +407,26 @@ def test_credit_of_a_closed_account_gets_nothing_back(world: World) -> None:
 
 
 # --- rows ---------------------------------------------------------------------------------------
+
+
+def test_an_export_goes_on_through_a_new_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moneydesk, "_CHUNK", 2)
+    gift = GiveCredit(whose="user", name="ada", amount_u=5, reason="a prize")
+    for _ in range(5):
+        world.do(desk(world).give_credit(gift, "root"))
+
+    async def export() -> list[int]:
+        found: list[int] = []
+        async for chunk in desk(world).export("user", "ada", 0, world.now + 1):
+            found += (entry.entry_id for entry in chunk)
+            if len(found) == 2:
+                new = RenameUser(to="augusta", version=1, reason="a wedding")
+                await world.live().people.rename("ada", new, "root")
+        return found
+
+    assert len(world.do(export())) == 5
 
 
 def test_pages_and_exports_hold_every_entry_once(world: World) -> None:

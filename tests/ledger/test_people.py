@@ -13,8 +13,10 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuslice import wire
 from gpuslice.broker import people
 from gpuslice.broker.core import HubUser
+from gpuslice.broker.moneyviews import GiveCredit
 from gpuslice.broker.peopleviews import (
     AccountDetail,
     CloseMissing,
@@ -26,11 +28,13 @@ from gpuslice.broker.peopleviews import (
 )
 from gpuslice.broker.queuedesk import JoinFor
 from gpuslice.broker.verify import verify
+from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, credit
 from gpuslice.ledger.database import Database
 from gpuslice.ledger.tables import Account, Audit, Entry
 from gpuslice.quotas import policies
 from gpuslice.quotas.chain import MAX_DEPTH
+from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import START, World, sqlite_ledger
 from quotaworld import finish, passes, refused, set_policy, spawn
@@ -405,6 +409,31 @@ def test_limits_may_be_there_before_the_first_login(world: World) -> None:
     follow(world)
     assert "freshman" in names(world)
     assert names(world, "missing") == []
+
+
+@pytest.mark.parametrize("name", [" ada", "ada ", "a\x07da", "a/da", "ada\u202e"])
+def test_nothing_is_kept_for_whom_the_hub_cannot_have(world: World, name: str) -> None:
+    live = world.live()
+    gift = GiveCredit(whose="user", name=name, amount_u=7, reason="r")
+    limit = wire.SetLimit(scope="user", name=name, value=1, version=None, reason="r")
+    no_policy = PolicyDocument()
+    for change in (
+        lambda: live.money.give_credit(gift, "root"),
+        lambda: live.set_limit(limit, "root"),
+        lambda: live.policies.set("user", name, no_policy, None, "r", "root"),
+    ):
+        with pytest.raises(Refused, match="no name of the hub") as caught:
+            world.do(change())
+        assert (caught.value.refusal.reason, caught.value.status) == ("no-such-name", 422)
+    assert world.do(live.people.all("user", "all", None, 0, 10)).accounts == []
+
+
+def test_a_user_with_such_a_name_who_is_there_can_be_changed(world: World) -> None:
+    """Whoever has started a server is somebody, whatever a login provider called them."""
+    lease_id = spawn(world, " ada", "cpu", [])
+    gift = GiveCredit(whose="user", name=" ada", amount_u=7, reason="r")
+    assert world.do(world.live().money.give_credit(gift, "root")).name == " ada"
+    finish(world, lease_id)
 
 
 def test_who_still_runs_or_waits_is_closed_in_order(world: World) -> None:

@@ -74,8 +74,10 @@ class StubPolicies:
     def __init__(self) -> None:
         self.views = [make_policy()]
 
-    async def all(self) -> list[PolicyView]:
-        return self.views
+    async def page(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[PolicyView], int | None]:
+        return self.views[:limit], None
 
     async def history(
         self, kind: PolicyKind, name: str | None, before: int | None, limit: int

@@ -258,8 +258,10 @@ class StubBroker:
             corrected_u=self.corrected.get(lease_id, 0),
         )  # fmt: skip
 
-    async def limits(self) -> list[wire.LimitView]:
-        return self.limit_views
+    async def limits(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[wire.LimitView], int | None]:
+        return self.limit_views[:limit], None
 
     async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
         now = next(

@@ -283,6 +283,30 @@ def test_the_command_for_older_versions_works_as_it_is_printed(
     )
 
 
+@pytest.mark.parametrize("which", ["policies", "limits"])
+def test_a_long_list_is_walked_and_looked_through(
+    service: ServiceThread, world: World, which: str
+) -> None:
+    names = [f"user{number:03}" for number in range(120)]
+    for name in names:
+        set_policy(world, "user", name, {"each": {"slices": 1}})
+    path, seen, looks = f"admin/{which}", [], 0
+    while path:
+        found = page(service, ADMIN, path)
+        seen += [words(one) for one in found.select(f"#{which} tbody th")]
+        following = found.find("a", string="Next")
+        first = found.find("a", string="First")
+        assert (first is None) == (looks == 0)
+        path = str(following["href"]).removeprefix(service.config.prefix) if following else ""
+        looks += 1
+    assert seen == ["Everybody", *(f"User {name}" for name in names)]
+    assert looks == {"policies": 2, "limits": 3}[which]
+    some = page(service, ADMIN, f"admin/{which}?find=ER11")
+    shown = [words(one) for one in some.select(f"#{which} tbody th")]
+    assert shown == [f"User user{number}" for number in range(110, 120)]
+    assert "has such a name" in words(page(service, ADMIN, f"admin/{which}?find=nobody"))
+
+
 def test_who_may_only_read_sees_the_words_and_no_form(service: ServiceThread, world: World) -> None:
     join_lease = spawn(world, "ada", "whole", [])
     join(world, "bob", "whole")
@@ -344,6 +368,11 @@ def test_a_price_is_looked_at_and_then_announced(service: ServiceThread, world: 
     assert again.status_code == 409
     for bad in ("rate=-1", "rate=x", "rate=1&from_utc=tomorrow"):
         assert ask(service, ADMIN, f"admin/prices?slice=whole&{bad}").status_code == 400
+    for never in ("0001-01-01", "9999-12-31", "0001-01-01T00:00%2B14:00", "1969-12-31"):
+        refused = ask(service, ADMIN, f"admin/prices?slice=whole&rate=1&from_utc={never}")
+        assert refused.status_code == 400 and "between the years 1970 and 9999" in refused.text
+    east = page(service, ADMIN, "admin/prices?slice=whole&rate=1&from_utc=2099-01-31T08:00%2B05:00")
+    assert "from 2099-01-31 03:00:00 UTC on" in words(east.select_one(".gs-card"))
     finish(world, lease)
 
 

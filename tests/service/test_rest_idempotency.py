@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 import sqlalchemy as sa
 from rest_calls import add_strangers, body_of, facts, furnish, path_of
 
+from gpuslice.ledger import idempotency
+from gpuslice.ledger.database import LedgerError
 from gpuslice.ledger.tables import Audit, CreditGrant, Entry, Lease
 from gpuslice.nodeclient import NodeRefused
+from gpuslice.service import once
 from gpuslice.service.auth import Access
 from gpuslice.service.routes import ROUTES
 from serviceledger import ServiceLedger
@@ -145,6 +149,38 @@ def test_a_refusal_that_had_an_effect_is_the_answer(ledger: ServiceLedger) -> No
     assert (again.status_code, again.content) == (first.status_code, first.content)
     assert again.headers["Retry-After"] == first.headers["Retry-After"]
     assert count(ledger, Lease) == 1
+
+
+def test_what_was_done_is_answered_though_the_answer_cannot_be_kept(
+    ledger: ServiceLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise LedgerError("the ledger is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(idempotency, "answer", away)
+        given = give(ledger, "summer-2027")
+    assert (given.status_code, given.json()["amount_u"]) == (201, GIFT["amount_u"])
+    monkeypatch.setattr(once, "_WAIT_S", 0.1)
+    again = give(ledger, "summer-2027")
+    assert (again.status_code, again.json()["reason"]) == (409, "answer-lost")
+    assert count(ledger, CreditGrant) == 1
+
+
+def test_a_refusal_after_an_effect_is_told_though_it_cannot_be_kept(
+    ledger: ServiceLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(_piece: object) -> None:
+        raise NodeRefused("device-unavailable", "the device is gone", 409)
+
+    def away(*_: object) -> None:
+        raise LedgerError("the ledger is locked")
+
+    monkeypatch.setattr(ledger.node, "prepare", refuses)
+    monkeypatch.setattr(idempotency, "answer", away)
+    body = {"attempt": uuid.uuid4().hex, "user": "ada", "slice": "quarter"}
+    told = ledger.call(ledger.config.broker_token, "POST", "api/broker/leases", body, key="g")
+    assert (told.status_code, told.json()["reason"]) == (503, "runtime-unavailable")
 
 
 #: Writes that leave another number of rows of who did it than one.

@@ -85,6 +85,7 @@ LISTS: dict[str, tuple[str, str, str, str, bool, Callable[[ServiceLedger], None]
     "entries": ("api/admin/entries", "entries", "before", "entry_id", False, add_bill),
     "own entries": ("api/entries", "entries", "before", "entry_id", True, add_bill),
     "policies": ("api/admin/policies", "policies", "after", "name", False, add_policy),
+    "limits": ("api/admin/limits", "limits", "after", "name", False, add_policy),
     "versions": (
         "api/admin/policies/users/ada/history", "versions", "before", "version", False, add_policy,
     ),
@@ -137,7 +138,6 @@ def test_every_list_of_the_document_says_when_there_is_more(ledger: ServiceLedge
         "offers": "the slice types",
         "broker_offers": "the slice types",
         "devices": "the devices",
-        "limits": "one for each policy, all of them",
         "prices": "changes by administrators, all of them",
         "all_prices": "the same",
         "whole_queue": "all who wait now; their order changes, so no cursor could be honest",

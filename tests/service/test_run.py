@@ -185,7 +185,8 @@ def test_limits_stops_and_bills_through_the_real_broker(platform: Platform) -> N
     platform.start_node()
     platform.start_service()
     limits = [
-        wire.LimitView.model_validate(v) for v in ask("root1", "GET", "api/admin/limits").json()
+        wire.LimitView.model_validate(v)
+        for v in ask("root1", "GET", "api/admin/limits").json()["limits"]
     ]
     assert [limit.scope for limit in limits] == ["default"]
     version = str(limits[0].version)

@@ -38,15 +38,29 @@ def bill_lines(session: Session, lease_id: str) -> list[wire.BillLine]:
     ]
 
 
-def limits(session: Session) -> list[wire.LimitView]:
-    """All limits on leases that hold now: the default first, then groups and users by name."""
-    names = dict(session.execute(sa.select(Account.id, Account.label)).all())
-    found = [
-        _view(stored, names.get(stored.account_id or 0))
-        for stored in policies.every_current(session)
-        if stored.document.each.slices is not None
-    ]
-    return sorted(found, key=lambda limit: (limit.scope, limit.name or ""))
+def limits(
+    session: Session, find: str | None, after: int | None, limit: int
+) -> tuple[list[wire.LimitView], int | None]:
+    """Limits on leases that hold now, the default first, and the ``after`` of the next page.
+
+    Args:
+        find: Only of those with this in their names.
+    """
+    found: list[policies.Stored] = []
+    start = -1 if after is None else after
+    while len(found) <= limit:
+        # The field may be a group's in total alone: a part of what is read may be left out.
+        some = policies.some_current(session, start, limit + 1, find=find, field="slices")
+        found += [stored for stored in some if stored.document.each.slices is not None]
+        if len(some) <= limit:
+            break
+        start = some[-1].account_id or 0
+    shown = found[:limit]
+    following = (shown[-1].account_id or 0) if len(found) > limit else None
+    ids = [stored.account_id for stored in shown if stored.account_id is not None]
+    query = sa.select(Account.id, Account.label).where(Account.id.in_(ids))
+    names = dict(session.execute(query).all())
+    return [_view(stored, names.get(stored.account_id or 0)) for stored in shown], following
 
 
 def _view(stored: policies.Stored, name: str | None) -> wire.LimitView:

@@ -99,6 +99,8 @@ class Broker:
             node_stop_after_us=int(timing.node_stop_after_s * 1e6),
         )
         self._billing = self._billing_rules(frozenset())
+        #: Policies have changed, and which time zones they name now could not be read.
+        self._zones_stale = False
 
     @classmethod
     def create(
@@ -147,13 +149,33 @@ class Broker:
         await loop.run_in_executor(None, migrate.upgrade, self._db.engine)
         limit = self._settings.limits.leases_per_user
         await self._write(lambda s, now: policies.follow_settings(s, limit, now=now))
-        await self._policies_changed()
+        await self._read_zones()
         await self._first_inventory()
         await self._first_look()
 
     async def _policies_changed(self) -> None:
-        """Segments are cut where the periods of the policies begin."""
-        self._billing = self._billing_rules(await self._db.aread(policies.zones))
+        """After a change is committed, so nothing is raised: whoever made it would be told that
+        it failed. What cannot be read now is read before the next comparison."""
+        try:
+            await self._read_zones()
+        except LedgerError as error:
+            self.errors.count("ledger")
+            log.error("event=zones-not-read message=%r", str(error))
+
+    async def _read_zones(self) -> None:
+        """Segments are cut where the periods of the policies begin.
+
+        Raises:
+            LedgerError: the ledger cannot be read; the next comparison tries it again.
+        """
+        # First: another change may fail to be read while this one waits.
+        self._zones_stale = False
+        try:
+            zones = await self._db.aread(policies.zones)
+        except LedgerError:
+            self._zones_stale = True
+            raise
+        self._billing = self._billing_rules(zones)
 
     async def _first_inventory(self) -> None:
         deadline = asyncio.get_running_loop().time() + FIRST_INVENTORY_S
@@ -287,8 +309,11 @@ class Broker:
 
         Raises:
             NodeUnavailable: no list, so nothing was concluded.
+            LedgerError: the ledger cannot be used.
         """
         async with self._tick_lock:
+            if self._zones_stale:
+                await self._read_zones()
             asked = self.core.now()
             listing = await self._node.listing()
             todo = await self._write(
@@ -548,13 +573,13 @@ class Broker:
         """Compare now instead of at the next interval; returns when the lease is over or time is.
 
         Raises:
-            Refused: unknown lease.
+            Refused: unknown lease, or the ledger cannot be used.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while True:
             try:
-                await self.reconcile()
+                await self._serve(self.reconcile())
             except NodeUnavailable as error:
                 self._node_down(error)
             view = await self.lease(lease_id)
@@ -669,9 +694,12 @@ class Broker:
 
         return await self._serve(self._db.aread(work))
 
-    async def limits(self) -> list[wire.LimitView]:
-        """All limits on leases that hold now."""
-        return await self._serve(self._db.aread(admin.limits))
+    async def limits(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[wire.LimitView], int | None]:
+        """Limits on leases that hold now, everybody's first, and the ``after`` of the next page;
+        ``find``: only of those with this in their names."""
+        return await self._serve(self._db.aread(lambda s: admin.limits(s, find, after, limit)))
 
     async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
         """Change a limit from now on.

@@ -275,6 +275,10 @@ class MoneyDesk:
         self, whose: str | None, name: str | None, from_us: int, til_us: int
     ) -> AsyncIterator[Sequence[EntryView]]:
         """All entries of a time, oldest first, in chunks: never all of them in memory."""
+        account_id = None
+        if whose is not None:
+            # Once: somebody who is renamed between two chunks is still the same account.
+            account_id = await self._core.serve_read(lambda s: _account(s, whose, name or ""))
         last = 0
         while True:
 
@@ -282,7 +286,6 @@ class MoneyDesk:
                 where = [
                     Entry.id > last, Entry.created_us >= from_us, Entry.created_us < til_us
                 ]  # fmt: skip
-                account_id = None if whose is None else _account(session, whose, name or "")
                 return _entries(session, where, _CHUNK, account_id=account_id, newest_first=False)
 
             chunk = await self._core.serve_read(work)

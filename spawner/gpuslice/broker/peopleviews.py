@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from gpuslice.broker.moneyviews import Amount
-from gpuslice.ledger.accounts import may_be_user
+from gpuslice.hubnames import group_name, user_name
 from gpuslice.quotas.documents import EachLimits, PolicyDocument
 from gpuslice.wire import Micros, Money, Reason, Wire
 
@@ -16,22 +16,10 @@ AccountKind = Literal["user", "group", "platform"]
 AccountState = Literal["open", "missing", "closed", "all"]
 
 
-def _group_name(name: str) -> str:
-    if name != name.strip() or not name.isprintable():
-        raise ValueError("no name of the hub: it has spaces around it, or control characters")
-    return name
-
-
-def _user_name(name: str) -> str:
-    if not may_be_user(name):
-        raise ValueError("no name of the hub: it has a '/'")
-    return _group_name(name)
-
-
 #: A group that the hub can have; some login providers' begin with a ``/``.
-GroupName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_group_name)]
+GroupName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(group_name)]
 #: A user whom the hub can have: it allows no ``/`` there.
-HubName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_user_name)]
+HubName = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(user_name)]
 Version = Annotated[int, Field(ge=1, le=1 << 31)]
 
 

@@ -44,20 +44,15 @@ class PolicyDesk:
         self._hub = hub
         self._changed = changed
 
-    async def all(self) -> list[PolicyView]:
-        """Every policy that holds now: everyone's, then groups and users by name."""
-
-        def work(session: Session) -> list[PolicyView]:
-            found = [_view(session, stored) for stored in policies.every_current(session)]
-            return sorted(found, key=lambda view: (view.kind, view.name or ""))
-
-        return await self._core.serve_read(work)
-
-    async def page(self, after: int | None, limit: int) -> tuple[list[PolicyView], int | None]:
-        """Policies that hold now, everyone's first, and the ``after`` of the next page."""
+    async def page(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[PolicyView], int | None]:
+        """Policies that hold now, everyone's first, and the ``after`` of the next page; ``find``:
+        only of those with this in their names."""
 
         def work(session: Session) -> tuple[list[PolicyView], int | None]:
-            found = policies.some_current(session, -1 if after is None else after, limit + 1)
+            start = -1 if after is None else after
+            found = policies.some_current(session, start, limit + 1, find=find)
             more = len(found) > limit
             shown = found[:limit]
             following = (shown[-1].account_id or 0) if more else None

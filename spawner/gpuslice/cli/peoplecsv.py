@@ -201,15 +201,23 @@ def _several(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(";") if part.strip()]
 
 
+def _some(column: str, text: str) -> list[str]:
+    """The values in a cell that is not empty: no value at all would not be what it looks like."""
+    found = _several(text)
+    if not found:
+        raise _Bad(f"{column}: holds only separators")
+    return found
+
+
 def _limit(column: str, field: str, text: str) -> Any:
     """A limit as the service takes it; an empty cell: none of the user's own."""
     if not text:
         return [] if column in _LISTS else None
     said: Any = text
     if column in _LISTS:
-        said = tuple(_several(text))
+        said = tuple(_some(column, text))
     elif column == "types" and text != "unlimited":
-        said = ",".join(part.strip() for part in text.replace(";", ",").split(","))
+        said = ",".join(_some(column, text.replace(",", ";")))
     elif column == "prepaid":
         if text.lower() not in _YES_NO:
             raise _Bad(f"prepaid: {text[:40]!r} is neither yes nor no")

@@ -180,12 +180,15 @@ def explain(
 
     The same code that decides. Exit code 1 if the user would be refused.
     """
+    import math
     import sys
 
     from gpuslice.cli.operator import operator
     from gpuslice.quotas.policytext import explanation_lines
     from gpuslice.units import HOUR_US
 
+    if hours is not None and not math.isfinite(hours):
+        raise click.UsageError(f"--hours: give a number of hours, not {hours}.")
     body = {
         "user": user, "slice": slice_type, "groups": list(groups) or None, "group": charge,
         "declared_us": None if hours is None else round(hours * HOUR_US),

@@ -139,4 +139,8 @@ def _from_file(raw: bytes) -> Document:
         raise Trouble(f"The file is neither JSON nor TOML: {error}") from None
     if not isinstance(found, dict):
         raise Trouble("The file holds no policy: it has to be one table.")
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Trouble(f"The file holds what no policy can say: {error}") from None
     return found

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
+from gpuslice.hubnames import may_be_user
 from gpuslice.ledger.tables import Account, AccountName
 
 #: Accounts of the platform itself; a hub name can never be one of these.
@@ -35,11 +36,6 @@ _FIND = sa.select(AccountName.account_id).where(
 def find(session: Session, source: str, name: str) -> int | None:
     """The id of the account that ``name`` means now, None if there is none."""
     return session.scalar(_FIND, {"source": source, "name": name})
-
-
-def may_be_user(name: str) -> bool:
-    """Whether the hub can have a user of this name; what a closed account is called it cannot."""
-    return "/" not in name
 
 
 def find_or_open(session: Session, source: str, name: str, now: int) -> int:

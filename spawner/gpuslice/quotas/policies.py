@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
+from gpuslice.hubnames import user_name
 from gpuslice.ledger import accounts
-from gpuslice.ledger.tables import Audit, Policy
+from gpuslice.ledger.tables import Account, Audit, Policy
 from gpuslice.quotas.documents import UNLIMITED, PolicyDocument
 
 #: The actor of what came from gpuslice.toml.
@@ -89,20 +90,26 @@ def every_current(session: Session) -> list[Stored]:
     return [_stored(row) for row in rows]
 
 
-def some_current(session: Session, after: int, limit: int) -> list[Stored]:
+def some_current(
+    session: Session, after: int, limit: int, *, find: str | None = None, field: str | None = None
+) -> list[Stored]:
     """Policies that hold now, by their accounts' numbers from above ``after`` on; everyone's is 0.
 
     An account keeps its number whatever happens to its policy, so a walk over these pages meets
     every policy that stays, once.
+
+    Args:
+        find: Only those of accounts with this in their names.
+        field: Leave out what nowhere has this field; where in a document it is, is not looked at.
     """
     number = sa.func.coalesce(Policy.account_id, 0)
-    rows = session.scalars(
-        sa.select(Policy)
-        .where(Policy.valid_til_us.is_(None), number > after)
-        .order_by(number)
-        .limit(limit)
-    )
-    return [_stored(row) for row in rows]
+    query = sa.select(Policy).where(Policy.valid_til_us.is_(None), number > after)
+    if find is not None:
+        named = sa.select(Account.id).where(Account.label.icontains(find, autoescape=True))
+        query = query.where(Policy.account_id.in_(named))
+    if field is not None:
+        query = query.where(Policy.document.contains(f'"{field}":', autoescape=True))
+    return [_stored(row) for row in session.scalars(query.order_by(number).limit(limit))]
 
 
 def history(
@@ -209,7 +216,19 @@ def zones(session: Session) -> frozenset[str]:
 
 
 def account_of(session: Session, kind: str, name: str, now: int) -> int:
-    """The account of a user or a group, opened on first use."""
+    """The account of a user or a group, opened on first use.
+
+    Raises:
+        Refused: ``no-such-name``: no user of the hub can be called like that.
+    """
+    found = accounts.find(session, _SOURCES[kind], name)
+    if found is not None:
+        return found
+    if kind == "user":
+        try:
+            user_name(name)
+        except ValueError as error:
+            raise Refused("no-such-name", f"{name[:100]!r} is {error}.", status=422) from None
     return accounts.find_or_open(session, _SOURCES[kind], name, now)
 
 

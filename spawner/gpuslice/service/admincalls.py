@@ -21,8 +21,10 @@ _STEP = 200
 # --- API ------------------------------------------------------------------------------------
 
 
-async def limits(call: Call[models.Nothing, models.Nothing]) -> list[wire.LimitView]:
-    return await call.broker.limits()
+async def limits(call: Call[models.Nothing, models.LimitsQuery]) -> models.LimitPage:
+    query = call.query
+    found, following = await call.broker.limits(query.find, query.after, query.limit)
+    return models.LimitPage(limits=found, next=following)
 
 
 async def set_limit(call: Call[wire.SetLimit, models.Nothing]) -> wire.LimitView:
@@ -71,11 +73,10 @@ async def admin_clear_device(call: Call[models.ClearForm, models.Nothing]) -> Re
 
 
 async def admin_limits_page(call: Call[models.Nothing, models.LimitsQuery]) -> Page:
+    query = call.query
+    found, following = await call.broker.limits(query.find, query.after, query.limit)
     return limits_page(
-        await call.broker.limits(),
-        await _platform(call),
-        call.query,
-        may_change=call.caller.is_admin,
+        found, following, await _platform(call), query, may_change=call.caller.is_admin
     )
 
 

@@ -12,6 +12,7 @@ from gpuslice.quotas.policytext import document_lines
 from gpuslice.service import models, text
 from gpuslice.service.pages import Page
 from gpuslice.service.platform import Platform
+from gpuslice.wire import Wire
 
 T = TypeVar("T")
 
@@ -162,24 +163,20 @@ def overview_page(
 
 def limits_page(
     limits: list[wire.LimitView],
+    following: int | None,
     platform: Platform,
     query: models.LimitsQuery,
     *,
     may_change: bool,
 ) -> Page:
-    """All limits, or those with a name that holds what is looked for."""
-    find = (query.find or "").casefold()
-    wanted = [limit for limit in limits if find in (limit.name or "").casefold()]
-    shown = cut(wanted, query.page)
+    """One page of limits. ``following``: where the next one begins; None: there is no more."""
     return Page(
         "limits.html",
         "Limits",
         _common("limits", platform, may_change)
         | {
-            "query": query,
-            "limits": [limit_row(limit) for limit in shown.rows],
-            "shown": shown,
-            "link": lambda **change: text.query(**({"find": query.find} | change)),
+            "limits": [limit_row(limit) for limit in limits],
+            **text.walked(_without_defaults(query), following),
         },
         script="admin.js",
     )
@@ -202,7 +199,7 @@ def _common(tab: str, platform: Platform, may_change: bool) -> dict[str, object]
     return {"tab": tab, "platform": platform, "may_change": may_change}
 
 
-def _without_defaults(query: models.AdminQuery) -> dict[str, object]:
+def _without_defaults(query: Wire) -> dict[str, object]:
     return dict(query.model_dump(exclude_defaults=True))
 
 

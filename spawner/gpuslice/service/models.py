@@ -10,6 +10,7 @@ from gpuslice.wire import (
     AuditRow,
     LeaseId,
     LeaseView,
+    LimitView,
     Reason,
     ServerName,
     SliceName,
@@ -106,10 +107,11 @@ class AdminQuery(Wire):
 
 
 class LimitsQuery(Wire):
-    """Which limits the administrator looks for, by a part of the name."""
+    """One page of limits on leases, everybody's first. ``find``: a part of the name."""
 
     find: Annotated[UserName | None, LeftEmpty] = None
-    page: PageNumber = 1
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    after: Annotated[int, Field(ge=0, le=1 << 62)] | None = None
 
 
 # --- bodies ---------------------------------------------------------------------------------
@@ -184,6 +186,13 @@ class LeasePage(Wire):
 
     leases: list[LeaseView]
     next: str | None
+
+
+class LimitPage(Wire):
+    """Limits on leases. ``next`` is the ``after`` of the following page; null: no more."""
+
+    limits: list[LimitView]
+    next: int | None
 
 
 class AuditPage(Wire):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpuslice import wire
 from gpuslice.broker.moneyviews import EntryView, Usage
-from gpuslice.ledger.accounts import may_be_user
+from gpuslice.hubnames import may_be_user
 from gpuslice.service import queuepages, text
 from gpuslice.service.pages import Page
 from gpuslice.service.platform import Platform

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import secrets
 from typing import Any
@@ -24,6 +25,8 @@ from gpuslice.service.parse import FORM_KEY, sent_by_form
 from gpuslice.service.ports import Core
 from gpuslice.service.route import AnyRoute
 from gpuslice.wire import Refusal
+
+log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[!-~]{1,128}")
 _FORM_KEY = re.compile(r"[0-9a-f]{32}")
@@ -107,14 +110,25 @@ async def once(core: Core, claim: Claim, route: AnyRoute, call: Call[Any, Any]) 
         # With an effect (a lease that was granted and taken back) it is what happened, also the
         # next time; without one it may be tried again.
         if claim.taken:
-            await core.keep_answer(claim, refused.status, refused.refusal.model_dump_json())
+            await _keep(core, claim, refused.status, refused.refusal.model_dump_json())
         raise
     finally:
         CLAIM.reset(token)
     text = route.dump(answer).decode()
     if claim.taken:
-        await core.keep_answer(claim, route.status, text)
+        await _keep(core, claim, route.status, text)
     return route.status, text
+
+
+async def _keep(core: Core, claim: Claim, status: int, text: str) -> None:
+    """Keep the answer for the next time, if that can be done.
+
+    The effect is committed: what has happened is answered, and not that an answer was not kept.
+    """
+    try:
+        await core.keep_answer(claim, status, text)
+    except Refused as refused:
+        log.error("event=answer-not-kept caller=%r reason=%s", claim.caller, refused.refusal.reason)
 
 
 async def _again(core: Core, claim: Claim, done: Done, route: AnyRoute) -> tuple[int, str]:

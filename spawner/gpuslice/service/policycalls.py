@@ -18,14 +18,15 @@ from gpuslice.service import models
 from gpuslice.service.auth import Access
 from gpuslice.service.calls import Call
 from gpuslice.service.route import AnyRoute, Route
-from gpuslice.wire import Wire
+from gpuslice.wire import UserName, Wire
 
 _No = models.Nothing
 
 
 class PoliciesQuery(Wire):
-    """One page of the policies that hold now, everyone's first."""
+    """One page of the policies that hold now, everyone's first. ``find``: a part of the name."""
 
+    find: Annotated[UserName | None, models.LeftEmpty] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     after: Annotated[int, Field(ge=0, le=1 << 62)] | None = None
 
@@ -53,7 +54,7 @@ class HistoryPage(Wire):
 
 async def policies(call: Call[_No, PoliciesQuery]) -> PolicyPage:
     query = call.query
-    found, following = await call.broker.policies.page(query.after, query.limit)
+    found, following = await call.broker.policies.page(query.find, query.after, query.limit)
     return PolicyPage(policies=found, next=following)
 
 

@@ -59,9 +59,9 @@ class Core(Protocol):
 class PolicyDesk(Protocol):
     """Policies, and why somebody would be refused; all may raise Refused."""
 
-    async def all(self) -> list[PolicyView]: ...
-
-    async def page(self, after: int | None, limit: int) -> tuple[list[PolicyView], int | None]: ...
+    async def page(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[PolicyView], int | None]: ...
 
     async def one(self, kind: PolicyKind, name: str | None) -> PolicyView: ...
 
@@ -273,8 +273,11 @@ class Broker(Protocol):
         """A lease with its closed segments and the entries that paid them, or None; ``user`` as
         for `lease`."""
 
-    async def limits(self) -> list[wire.LimitView]:
-        """All limits on leases that hold now."""
+    async def limits(
+        self, find: str | None, after: int | None, limit: int
+    ) -> tuple[list[wire.LimitView], int | None]:
+        """Limits on leases that hold now, and the ``after`` of the next page; ``find``: only of
+        those with this in their names."""
 
     async def set_limit(self, body: wire.SetLimit, actor: str) -> wire.LimitView:
         """Change a limit, with its audit row. Raises Refused (400; 409 for a stale version)."""

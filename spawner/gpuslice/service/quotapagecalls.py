@@ -18,11 +18,12 @@ from gpuslice.service.calls import Call, no_such_lease
 from gpuslice.service.models import GivenReason, LeftEmpty
 from gpuslice.service.pages import Page, Redirect
 from gpuslice.service.platform import Platform
+from gpuslice.service.policycalls import PoliciesQuery
 from gpuslice.service.queuepages import queue_page
 from gpuslice.service.quotapages import announcement, policies_page, policy_page, prices_page
 from gpuslice.service.route import AnyRoute, Route
 from gpuslice.service.text import query
-from gpuslice.units import UnitError, from_datetime, now_us, parse_money
+from gpuslice.units import MAX_TIME_US, UnitError, from_datetime, now_us, parse_money
 from gpuslice.wire import SliceName, UserName, Wire
 
 _No = models.Nothing
@@ -84,9 +85,11 @@ VERSIONS_SHOWN = 100
 # --- policies ---------------------------------------------------------------------------------
 
 
-async def admin_policies_page(call: Call[_No, _No]) -> Page:
+async def admin_policies_page(call: Call[_No, PoliciesQuery]) -> Page:
+    asked = call.query
+    found, following = await call.broker.policies.page(asked.find, asked.after, asked.limit)
     return policies_page(
-        await call.broker.policies.all(), await _platform(call), may_change=call.caller.is_admin
+        found, following, asked, await _platform(call), may_change=call.caller.is_admin
     )
 
 
@@ -179,15 +182,21 @@ def _price(slice_name: str, price_list: str, rate: str, from_utc: str, reason: s
 
 
 def _moment(written: str) -> int | None:
-    """A browser's date and time, meant as UTC; empty: now."""
+    """A browser's date and time, meant as UTC unless it names another zone; empty: now."""
     if not written:
         return None
     try:
-        return from_datetime(datetime.fromisoformat(written).replace(tzinfo=UTC))
-    except (ValueError, UnitError):
+        found = datetime.fromisoformat(written)
+    except ValueError:
         raise Refused(
             "bad-request", "from: write a date and a time, such as 2027-01-31 08:00", status=400
         ) from None
+    moment = from_datetime(found if found.tzinfo else found.replace(tzinfo=UTC))
+    if not 0 <= moment <= MAX_TIME_US:
+        raise Refused(
+            "bad-request", "from: write a date between the years 1970 and 9999", status=400
+        )
+    return moment
 
 
 # --- one lease --------------------------------------------------------------------------------
@@ -238,8 +247,8 @@ def _routes() -> tuple[AnyRoute, ...]:
     get, post = "GET", "POST"
     lease = "admin/leases/{lease_id}"
     return (
-        Route(get, "admin/policies", a.READ_ALL, admin_policies_page, no, no, Page,
-              "All policies in words"),
+        Route(get, "admin/policies", a.READ_ALL, admin_policies_page, no, PoliciesQuery, Page,
+              "Policies in words"),
         Route(get, "admin/policy", a.READ_ALL, admin_policy_page, no, PolicyQuery, Page,
               "One policy, its editor and its history"),
         Route(post, "admin/policy", a.ADMIN, admin_set_policy, PolicyForm, no, Redirect,

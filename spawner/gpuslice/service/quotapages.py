@@ -13,6 +13,7 @@ from gpuslice.quotas.views import PolicyKind, PolicyView
 from gpuslice.service import text
 from gpuslice.service.pages import Page
 from gpuslice.service.platform import Platform
+from gpuslice.wire import Wire
 
 _WHOM = {"everyone": "Everybody", "group": "Group", "user": "User"}
 #: What a new policy's editor holds: what can be said, where nothing is said yet.
@@ -87,15 +88,17 @@ class Announcement:
 
 
 def policies_page(
-    policies: Sequence[PolicyView], platform: Platform, *, may_change: bool
+    policies: Sequence[PolicyView], following: int | None, query: Wire, platform: Platform, *,
+    may_change: bool,
 ) -> Page:  # fmt: skip
-    """Every policy that holds now, in words."""
+    """One page of policies that hold now, in words; for ``following`` see `text.walked`."""
     return Page(
         "policies.html",
         "Policies",
         {
             "tab": "policies", "platform": platform, "may_change": may_change,
             "rows": [policy_row(policy) for policy in policies],
+            **text.walked(query.model_dump(exclude_defaults=True), following),
         },
         script="admin.js",
     )  # fmt: skip

@@ -83,7 +83,7 @@ def _table() -> tuple[Any, ...]:
         Route(get, "api/admin/leases", a.READ_ALL, calls.all_leases,
               no, models.AllLeasesQuery, page, "Everybody's leases, or one user's"),
         Route(get, "api/admin/limits", a.READ_ALL, admincalls.limits,
-              no, no, list[wire.LimitView], "All limits on leases that hold now"),
+              no, models.LimitsQuery, models.LimitPage, "Limits on leases that hold now"),
         Route(put, "api/admin/limits", a.ADMIN, admincalls.set_limit,
               wire.SetLimit, no, wire.LimitView,
               "Change a limit, or set a new one; 409 if it is not the version that was read"),

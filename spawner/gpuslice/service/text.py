@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlencode
 
 from gpuslice.units import HOUR_US, format_memory, format_money, to_datetime
@@ -121,3 +122,18 @@ def query(**parts: object) -> str:
     """``?a=b`` without what is None; empty when nothing is left."""
     left = {name: value for name, value in parts.items() if value is not None}
     return f"?{urlencode(left)}" if left else ""
+
+
+def walked(asked: Mapping[str, object], following: int | None) -> dict[str, object]:
+    """Where a page of a list that is walked by a cursor leads to: the first one, and the next one.
+
+    Args:
+        asked: The page's query, without its defaults.
+        following: The ``after`` of the next page; None: there is no more.
+    """
+    begin = {name: value for name, value in asked.items() if name != "after"}
+    return {
+        "find": asked.get("find"),
+        "first": query(**begin) if "after" in asked else None,
+        "following": None if following is None else query(**begin, after=following),
+    }
