@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from gpuslice.broker.moneyviews import SetPrice
+from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
 from gpuslice.ledger.tables import Entry, NoticeRow
+from gpuslice.quotas.views import ExplainRequest
 from gpuslice.units import HOUR_US, MINUTE_US, format_money
 from ledgerworld import World
 from quotaworld import finish, leases, notices, passes, refused, set_policy, spawn, stop_all
@@ -253,6 +256,81 @@ def test_a_safe_hold_reserves_all_and_is_never_stopped_for_budget(world: World) 
     passes(world, 2 * MINUTE_US)
     assert world.view(lease_id).state == "stopping"
     assert world.view(lease_id).cost_u <= 1_750_002
+
+
+#: As short as it can be said: 0.000001 hours.
+AN_INSTANT = 3600
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"money": [{"at_most": "0.10", "per": "month"}]}, "budget-limit"),
+        ({"gpu_hours": [{"at_most": "0.03", "per": "week"}]}, "gpu-hours-limit"),
+        ({"prepaid": True}, "credit-limit"),
+        ({"prepaid": True, "hold": "safe"}, "credit-limit"),
+    ],
+)
+def test_a_short_time_is_no_way_around_a_limit(
+    world: World, limits: dict[str, Any], reason: str
+) -> None:
+    """However short the time that is asked for: it has to have room, as it may run on a little."""
+    set_policy(world, "user", "ada", {"each": limits})
+    no = refused(lambda: spawn(world, "ada", "quarter", [], declared_us=AN_INSTANT))
+    assert no.refusal.reason == reason
+    asked = ExplainRequest(user="ada", slice="quarter", groups=[], declared_us=AN_INSTANT)
+    assert not world.do(world.live().policies.explain(asked)).ok
+
+
+def test_many_short_times_keep_within_a_budget(world: World) -> None:
+    set_policy(world, "user", "ada", {"each": {"money": [{"at_most": "0.50", "per": "life"}]}})
+    starts = 0
+    for number in range(6):
+        try:
+            spawn(world, "ada", "quarter", [], f"s{number}", declared_us=AN_INSTANT)
+        except Refused as no:
+            assert no.refusal.reason == "budget-limit"
+        else:
+            starts += 1
+    assert starts == 3  # ten minutes of each have room
+    passes(world, 10 * MINUTE_US, 5_000_000)
+    # What ends at the time that its user said has no grace beyond it.
+    stopped = [one.stop_requested_us for one in leases(world)]
+    begun = [one.started_us for one in leases(world)]
+    assert all(
+        til is not None and since is not None and til - since <= 5_000_000
+        for til, since in zip(stopped, begun, strict=True)
+    )
+    stop_all(world)
+    assert sum(world.view(one.id).cost_u for one in leases(world)) <= 500_000
+
+
+def test_what_costs_nothing_needs_no_budget(world: World) -> None:
+    """By its price and its share of a GPU, not by how little is asked for."""
+    nothing = {"money": [{"at_most": 0, "per": "day"}], "gpu_hours": [{"at_most": 0, "per": "day"}]}
+    set_policy(world, "user", "ada", {"each": nothing})
+    free = SetPrice(slice="cpu", rate_u_per_hour=0, reason="a test")
+    world.now += 1
+    world.do(world.live().money.set_price(free, "root"))
+    lease_id = spawn(world, "ada", "cpu", [])
+    passes(world, HOUR_US)
+    assert world.view(lease_id).state == "running"
+
+
+def test_a_session_ends_on_time_if_it_was_known_from_the_start(world: World) -> None:
+    """A session made shorter while it runs leaves the grace, though."""
+    set_policy(world, "user", "ada", {"each": {"session_hours": "0.01"}})
+    set_policy(world, "user", "bob", {"each": {"session_hours": "1"}})
+    short, long = spawn(world, "ada", "quarter", []), spawn(world, "bob", "quarter", [])
+    start = world.now
+    passes(world, 50_000_000, 5_000_000)
+    ended = world.view(short).stop_requested_us
+    assert ended is not None and 36_000_000 <= ended - start <= 41_000_000
+    set_policy(world, "user", "bob", {"each": {"session_hours": "0.01"}})
+    lowered = world.now
+    passes(world, 5 * MINUTE_US, 5_000_000)
+    ended = world.view(long).stop_requested_us
+    assert ended is not None and 120_000_000 <= ended - lowered <= 130_000_000
 
 
 def test_notices_are_written_once(world: World) -> None:

@@ -211,12 +211,11 @@ class Books:
         """How much time a lease has reserved, and at the price of when."""
         rolling = lease.hold_kind != "safe" or lease.declared_us is None
         if lease.covered_us is None:
-            whole = HORIZON if lease.declared_us is None else min(HORIZON, lease.declared_us)
-            return (whole if rolling else lease.declared_us), lease.granted_us
-        if lease.declared_us is None:
+            return (HORIZON if rolling else max(HORIZON, lease.declared_us)), lease.granted_us
+        if rolling:
             return HORIZON, lease.covered_us
-        rest = max(0, lease.declared_us - (lease.covered_us - lease.started_us))
-        return (min(HORIZON, rest) if rolling else rest), lease.covered_us
+        ran = lease.covered_us - lease.started_us
+        return max(0, max(HORIZON, lease.declared_us) - ran), lease.covered_us
 
     def active(self, limit: Limit) -> list[Any]:
         """The live leases that count for a limit on slices, oldest first."""

@@ -45,11 +45,15 @@ class WatchRules:
 
 @dataclass(frozen=True)
 class _End:
-    """Why a lease would end, and when; its user has at least ``notice_us`` to know it before."""
+    """Why a lease would end, and when; its user has at least ``notice_us`` to know it before.
+
+    ``known``: from its start on, so it needs no grace.
+    """
 
     at_us: int
     reason: str
     notice_us: int = 0
+    known: bool = False
 
 
 @dataclass
@@ -147,7 +151,7 @@ def look(
         end = _end(tick, lease)
         at = deadline.next_deadline(
             end.at_us if end else None, lease.deadline_us, lease.guaranteed_til_us, now,
-            max(rules.grace_us, end.notice_us if end else 0),
+            _grace(rules, end),
         )  # fmt: skip
         lease.deadline_us = at
         lease.deadline_reason = end.reason[:500] if end is not None and at is not None else None
@@ -162,6 +166,13 @@ def look(
     lifecycle.tell(session, tick.notices, now)
     session.flush()
     return ended
+
+
+def _grace(rules: WatchRules, end: _End | None) -> int:
+    """How long before its end a user has to know it at least."""
+    if end is not None and end.known:
+        return 0
+    return max(rules.grace_us, end.notice_us if end else 0)
 
 
 def _read(session: Session, rules: WatchRules, now: int) -> _Tick:
@@ -269,10 +280,11 @@ def _own_end(lease: Lease, holding: Effective) -> Iterator[_End]:
     assert lease.started_us is not None
     if holding.session_us is not None:
         text = f"A session lasts {in_hours(holding.session_us)} ({holding.session_source})"
-        yield _End(lease.started_us + holding.session_us, text)
+        known = holding.session_us == lease.session_us
+        yield _End(lease.started_us + holding.session_us, text, known=known)
     if lease.declared_us is not None:
         text = f"The time that was asked for ({in_hours(lease.declared_us)}) is over"
-        yield _End(lease.started_us + lease.declared_us, text)
+        yield _End(lease.started_us + lease.declared_us, text, known=True)
     if lease.open_before_us is not None and lease.opened_us is None:
         yield _End(lease.open_before_us, "Nobody opened the server after its turn had come")
 

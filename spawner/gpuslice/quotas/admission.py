@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
-from gpuslice.ledger import counters, credit
+from gpuslice.ledger import billing, counters, credit
 from gpuslice.ledger.database import Conflict
 from gpuslice.ledger.prices import DEFAULT_LIST, NoPriceError, rate_at, rates
 from gpuslice.ledger.tables import AccountPeriod, Allowance
@@ -23,7 +23,7 @@ from gpuslice.quotas.documents import zone_of
 from gpuslice.quotas.periods import window
 from gpuslice.quotas.rules import Effective, Rule, effective
 from gpuslice.quotas.words import amount, in_hours, refusal_text
-from gpuslice.units import SECOND_US, cost_u
+from gpuslice.units import SECOND_US
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Check:
     ok: bool
     #: When this would be another answer at the latest, if that can be known.
     again_us: int | None = None
+    #: It costs nothing of this kind, whatever the limit: by its price or its share of a GPU.
+    free: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,16 @@ _REASONS = {
 def _verdict(session: Session, chain: Chain, ask: Ask, now: int) -> Verdict:
     holding = effective(chain, ask.slice_type, ask.timezone)
     declared = _declared(holding, ask)
-    length = ask.horizon_us if declared is None else min(ask.horizon_us, declared)
-    if holding.hold == "safe" and declared is not None:
-        length = declared
     price_list, rate = _price(session, holding.price_list, ask.slice_type, now)
-    hold_u = cost_u(rate, length)
-    hold_gpu_us = counters.gpu_us(0, length, ask.gpu_milli)
+    length = billing.ahead_us(holding.hold, declared, ask.horizon_us)
+    hold_u, hold_gpu_us = billing.to_hold(rate, ask.gpu_milli, length)
+    need = _Need(hold_u, hold_gpu_us, no_money=rate == 0, no_gpu=ask.gpu_milli == 0)
     now_held = counters.held_by(session, chain.account_ids, ask.slice_type)
     more = {}
     if any(rule.kind in ("gpu-hours", "money") for rule in holding.rules):
         more = allowances(session, now, chain.account_ids)
     state = _State(session, now_held, more, now)
-    checks = tuple(_check(state, rule, ask, hold_u, hold_gpu_us) for rule in holding.rules)
+    checks = tuple(_check(state, rule, ask, need) for rule in holding.rules)
     return Verdict(
         chain=chain, effective=holding, checks=checks, price_list=price_list, hold_u=hold_u,
         hold_gpu_us=hold_gpu_us, hold_kind=holding.hold, session_us=holding.session_us,
@@ -201,7 +201,17 @@ class _State:
     now: int
 
 
-def _check(state: _State, rule: Rule, ask: Ask, hold_u: int, hold_gpu_us: int) -> Check:
+@dataclass(frozen=True)
+class _Need:
+    """What a lease would reserve, and of what it uses nothing at all."""
+
+    hold_u: int
+    hold_gpu_us: int
+    no_money: bool
+    no_gpu: bool
+
+
+def _check(state: _State, rule: Rule, ask: Ask, need: _Need) -> Check:
     match rule.kind:
         case "slice-types":
             ok = rule.allowed is None or ask.slice_type in rule.allowed
@@ -214,12 +224,12 @@ def _check(state: _State, rule: Rule, ask: Ask, hold_u: int, hold_gpu_us: int) -
             held = state.held[rule.account_id, ""].held_u
             left = credit.left(state.session, rule.account_id, state.now)
             # What costs nothing needs no credit: a CPU slice may be free.
-            ok = hold_u == 0 or held + hold_u <= left
-            return Check(rule, 0, held, hold_u, left, ok)
-    return _periodic(state, rule, hold_u, hold_gpu_us)
+            ok = need.no_money or held + need.hold_u <= left
+            return Check(rule, 0, held, need.hold_u, left, ok, free=need.no_money)
+    return _periodic(state, rule, need)
 
 
-def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check:
+def _periodic(state: _State, rule: Rule, need: _Need) -> Check:
     """GPU-hours or money: what the period has seen, with what is reserved on top."""
     session, now = state.session, state.now
     span = window(rule.period, zone_of(rule.zone), now)
@@ -228,17 +238,18 @@ def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check
     held = state.held[rule.account_id, ""]
     counted = used.spent_u if of_money else used.gpu_us
     reserved = held.held_u if of_money else held.held_gpu_us
-    asked = hold_u if of_money else hold_gpu_us
+    asked = need.hold_u if of_money else need.hold_gpu_us
+    free = need.no_money if of_money else need.no_gpu
     limit = rule.limit
     if limit is not None:
         limit += state.more.get((rule.kind, rule.account_id), 0)
-    ok = limit is None or asked == 0 or counted + reserved + asked <= limit
+    ok = limit is None or free or counted + reserved + asked <= limit
     again = None
     if not ok and limit is not None:
         again = span.end_us
         if rule.period.kind == "rolling":
             again = _rolls_out(session, rule, limit - reserved - asked, now)
-    return Check(rule, counted, reserved, asked, limit, ok, again)
+    return Check(rule, counted, reserved, asked, limit, ok, again, free)
 
 
 _ALLOWED = (
@@ -325,16 +336,16 @@ def _take(session: Session, verdict: Verdict, ask: Ask) -> None:
 
 def _guards(check: Check) -> list[tuple[str, int]]:
     """What a check bounds in the row that it looked at, and to how much."""
-    if check.limit is None:
+    if check.limit is None or check.free:
         return []
     match check.rule.kind:
         case "slices" | "slices-of-type":
             return [("most_active", check.limit)]
-        case "money" if check.asked:
+        case "money":
             return [("most_u", check.limit - check.used)]
-        case "gpu-hours" if check.asked:
+        case "gpu-hours":
             return [("most_gpu_us", check.limit - check.used)]
-        case "credit" if check.asked:
+        case "credit":
             return [("most_u", check.limit)]
     return []
 
