@@ -258,6 +258,43 @@ def test_a_safe_hold_reserves_all_and_is_never_stopped_for_budget(world: World) 
     assert world.view(lease_id).cost_u <= 1_750_002
 
 
+def test_what_a_safe_hold_reserves_is_not_used_up_by_others(world: World) -> None:
+    """Others go on as long as there is more than what was promised to somebody else."""
+    set_policy(world, "group", "lab", {"total": {"money": [{"at_most": "6", "per": "life"}]}})
+    set_policy(world, "user", "ada", {"each": {"hold": "safe"}})
+    safe = spawn(world, "ada", "half", ["lab"], declared_us=3 * HOUR_US)  # 5.25 of the 6
+    rolling = spawn(world, "bob", "half", ["lab"])
+    passes(world, 15 * MINUTE_US)
+    assert world.view(rolling).state == "running"
+    # Before 80 % are used: what is reserved is no use that anybody has to be told of.
+    assert "used-80" not in notices(world, "bob")
+    passes(world, 4 * HOUR_US, 2 * MINUTE_US)
+    stopped = world.view(rolling)
+    assert stopped.stop_requested_us is not None
+    assert "used up or reserved" in (stopped.stop_reason or "")
+    stop_all(world)
+    spent = {one: world.view(one).cost_u for one in (safe, rolling)}
+    assert spent[safe] >= 5_250_000
+    assert 700_000 <= spent[rolling] <= 750_000 + 4 * 1_750_000 // 60
+    assert sum(spent.values()) <= 6_000_000 + 8 * 1_750_000 // 60
+
+
+def test_what_is_reserved_counts_before_its_server_has_started(world: World) -> None:
+    limits = {"total": {"gpu_hours": [{"at_most": 2, "per": "day"}]}}
+    set_policy(world, "group", "lab", limits)
+    set_policy(world, "user", "ada", {"each": {"hold": "safe"}})
+    rolling = spawn(world, "bob", "half", ["lab"])
+    passes(world, 30 * MINUTE_US)
+    request = world.request("ada", "half").model_copy(
+        update={"groups": ["lab"], "declared_us": 3 * HOUR_US}
+    )
+    world.do(world.live().grant(request))
+    passes(world, MINUTE_US)
+    deadline = next(one.deadline_us for one in leases(world) if one.id == rolling)
+    # Half a GPU-hour is bob's, which is an hour of a half; 31 minutes of it are used.
+    assert deadline is not None and abs(deadline - world.now - 29 * MINUTE_US) <= MINUTE_US
+
+
 #: As short as it can be said: 0.000001 hours.
 AN_INSTANT = 3600
 

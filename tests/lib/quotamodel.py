@@ -617,6 +617,7 @@ class QuotaModel(CrashModel):
             left = books.credit(limit.account, now, surely_gone=surely)
         else:
             left = limit.amount - books.used(limit, now, surely=surely)
+        left -= books.aside(limit, surely=surely)
         return left <= slack
 
     def _after_a_tick(self, books: Books) -> None:

@@ -207,6 +207,23 @@ class Books:
                 total += self.rate(lease.slice_type, last) * ahead // HOUR
         return total
 
+    def aside(self, limit: Limit, *, surely: bool) -> int:
+        """What safe leases have set aside; at most: those that were just told to end, too."""
+        total = 0
+        for lease in self.of(limit.account):
+            safe = lease.hold_kind == "safe" and lease.declared_us is not None
+            ending = lease.stop_requested_us is not None or lease.state not in HOLDING[:2]
+            if not safe or lease.state not in HOLDING or (surely and ending):
+                continue
+            ran = 0 if lease.covered_us is None else lease.covered_us - lease.started_us
+            rest = max(0, lease.declared_us - ran)
+            if limit.kind == "gpu-hours":
+                total += rest * MILLI[lease.slice_type] // 1000
+            else:
+                last = lease.covered_us or lease.granted_us
+                total += self.rate(lease.slice_type, last) * rest // HOUR
+        return total
+
     def _ahead(self, lease: Any) -> tuple[int, int]:
         """How much time a lease has reserved, and at the price of when."""
         rolling = lease.hold_kind != "safe" or lease.declared_us is None

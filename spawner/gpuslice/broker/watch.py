@@ -74,6 +74,8 @@ class _Tick:
     #: What is used but not billed yet, and what one more hour uses, per account.
     unbilled: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     per_hour: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    #: What safe leases have reserved of the time they declared, which is nobody else's to use.
+    aside: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     #: What administrators have added to limits for now, by kind and account.
     more: dict[tuple[str, int], int] = field(default_factory=dict)
     #: What users are to be told; written together at the end.
@@ -210,18 +212,34 @@ def _draws(tick: _Tick, lease: Lease, goes_on: bool) -> None:
 
     Used is what it was seen alive for: our own clock may have been set.
     """
+    rate, aside_us = tick.rate(lease), _aside_us(lease)
+    for account_id in tick.chains[lease.id]:
+        tick.aside["money", account_id] += rate * aside_us // HOUR_US
+        tick.aside["gpu-hours", account_id] += aside_us * lease.gpu_milli // 1000
     unopened = lease.open_before_us is not None and lease.opened_us is None
     if lease.billed_us is None or lease.covered_us is None or unopened:
         return
     marks = (lease.covered_us, lease.stop_requested_us, lease.absorbed_from_us)
     unbilled_us = max(0, min(mark for mark in marks if mark is not None) - lease.billed_us)
-    rate = tick.rate(lease)
+    draws_on = goes_on and not aside_us
     for account_id in tick.chains[lease.id]:
         tick.unbilled["money", account_id] += rate * unbilled_us // HOUR_US
         tick.unbilled["gpu-hours", account_id] += unbilled_us * lease.gpu_milli // 1000
-        if goes_on:
+        if draws_on:
             tick.per_hour["money", account_id] += rate
             tick.per_hour["gpu-hours", account_id] += lease.gpu_milli * HOUR_US // 1000
+
+
+def _aside_us(lease: Lease) -> int:
+    """The time that a safe lease has reserved and not used yet; one that is to end has none."""
+    stays = lease.state in (LeaseState.GRANTED, LeaseState.RUNNING)
+    if lease.hold_kind != "safe" or lease.declared_us is None or not stays:
+        return 0
+    if lease.stop_requested_us is not None:
+        return 0
+    if lease.started_us is None or lease.covered_us is None:
+        return lease.declared_us
+    return max(0, lease.declared_us - (lease.covered_us - lease.started_us))
 
 
 # --- what ends a lease ------------------------------------------------------------------------
@@ -315,11 +333,13 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
         return
     used += tick.unbilled[kind, rule.account_id]
     resets = span.end_us if rule.period.kind != "rolling" else None
-    draw = deadline.Draw(limit - used, tick.per_hour[kind, rule.account_id], resets)
+    aside = tick.aside[kind, rule.account_id]
+    draw = deadline.Draw(limit - used - aside, tick.per_hour[kind, rule.account_id], resets)
     at = deadline.used_up_at(draw, tick.now)
     said = f"{amount(rule, limit, tick.rules.currency)} ({rule.source})"
     if at is not None:
-        yield _End(at, f"{said} {'is' if rule.kind == 'credit' else 'are'} used up")
+        gone = "used up or reserved" if aside else "used up"
+        yield _End(at, f"{said} {'is' if rule.kind == 'credit' else 'are'} {gone}")
     percent = deadline.percent_reached(used, limit)
     if percent is not None and rule.kind != "credit":
         key = f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}"
