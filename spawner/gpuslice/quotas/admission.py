@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from gpuslice.errors import Refused
 from gpuslice.ledger import billing, counters, credit
 from gpuslice.ledger.database import Conflict
-from gpuslice.ledger.prices import DEFAULT_LIST, NoPriceError, rate_at, rates
+from gpuslice.ledger.prices import DEFAULT_LIST, rate_at, rates
 from gpuslice.ledger.tables import AccountPeriod, Allowance
 from gpuslice.quotas.chain import Chain, candidates
 from gpuslice.quotas.documents import zone_of
@@ -83,9 +83,8 @@ def decide(session: Session, account_id: int, ask: Ask, *, now: int) -> list[Ver
     """What every chain of the user says, in the order they are tried; changes nothing.
 
     Raises:
-        Refused: the group is not the user's, or the time that was declared is missing or too
-            long.
-        NoPriceError: the slice type has no price.
+        Refused: the group is not the user's, the time that was declared is missing or too long,
+            or the slice type has no price.
     """
     chains = candidates(session, account_id, ask.user, ask.groups, ask.group)
     return [_verdict(session, chain, ask, now) for chain in chains]
@@ -178,15 +177,20 @@ def _declared(holding: Effective, ask: Ask) -> int | None:
 
 def _price(session: Session, wanted: str | None, slice_type: str, now: int) -> tuple[str, int]:
     """The price list that has a price for this type now, the group's own first."""
-    for price_list in (wanted, DEFAULT_LIST):
-        if price_list is None:
-            continue
-        try:
-            known = rates(session, price_list, slice_type)
-            return price_list, rate_at(known, now).rate_u_per_hour
-        except NoPriceError:
-            continue
-    raise NoPriceError(f"slice type {slice_type} has no price")
+    if wanted is not None:
+        known = rates(session, wanted, slice_type)
+        # What a list is yet to have a price for costs what it costs everybody until then.
+        if known and known[0].from_us <= now:
+            return wanted, rate_at(known, now).rate_u_per_hour
+    known = rates(session, DEFAULT_LIST, slice_type)
+    if not known:
+        raise Refused(
+            "no-price",
+            f"Slices of type {slice_type} have no price yet, so none can be given out; an "
+            "administrator has to set one.",
+            status=503,
+        )
+    return DEFAULT_LIST, rate_at(known, now).rate_u_per_hour
 
 
 @dataclass(frozen=True)
