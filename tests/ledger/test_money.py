@@ -17,6 +17,7 @@ from gpuslice.broker.moneyviews import (
 )
 from gpuslice.ledger.tables import Segment
 from gpuslice.quotas import admission
+from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
 from quotaworld import finish, passes, refused, set_policy, spawn
@@ -89,6 +90,24 @@ def test_a_group_may_have_a_price_list_of_its_own(world: World) -> None:
     other = spawn(world, "cleo", "half", ["lab"])
     rates = [world.view(one).rate_u_per_hour for one in (inside, outside, other)]
     assert rates == [100, 875_001, 1_750_000]
+
+
+def test_everybodys_price_list_holds_where_no_nearer_one_does(world: World) -> None:
+    for name, rate in (("partners", 100), ("usual", 200)):
+        body = SetPrice(price_list=name, slice="quarter", rate_u_per_hour=rate, reason="x")
+        world.do(desk(world).set_price(body, "root"))
+    set_policy(world, "group", "lab", {"price_list": "partners"})
+    everybody = PolicyDocument.model_validate({"price_list": "usual"})
+    now = world.do(world.live().policies.history("everyone", None, None, 10))[0]
+    world.do(
+        world.live().policies.set(
+            "everyone", None, everybody, now[0].version if now else None, "a test", "root"
+        )
+    )
+    world.now += 1
+    inside, outside = spawn(world, "ada", "quarter", ["lab"]), spawn(world, "bob", "quarter", [])
+    rates = [world.view(one).rate_u_per_hour for one in (inside, outside)]
+    assert rates == [100, 200]
 
 
 def test_a_clock_set_back_before_the_first_price_keeps_nobody_from_being_billed(
