@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from gpuslice.broker.moneyviews import SetPrice
+from gpuslice.broker.moneyviews import GiveCredit, SetPrice
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
 from gpuslice.ledger.tables import Entry, NoticeRow
@@ -157,6 +157,28 @@ def test_prepaid_is_used_by_priority_and_ends_with_the_credit(world: World) -> N
     over = sum(leg.amount_u for leg in legs if leg.grant_id is None)
     assert paid == 875_001
     assert over <= 875_001 * 2 // 60 + 1  # what a late tick of a minute costs
+
+
+def test_prepaid_counts_the_credit_of_the_groups_that_pay(world: World) -> None:
+    """Together with what others reserve who draw on it."""
+    set_policy(world, "group", "lab", {"each": {"prepaid": True}})
+    gift = GiveCredit(whose="group", name="lab", amount_u=1_000_000, reason="for the lab")
+    world.do(world.live().money.give_credit(gift, "root"))
+    both = [spawn(world, user, "half", ["lab"]) for user in ("ada", "bob")]  # 0.29 held each
+    third = spawn(world, "cleo", "half", ["lab"])
+    no = refused(lambda: spawn(world, "dan", "half", ["lab"]))
+    assert no.refusal.reason == "credit-limit" and "1.00 EUR of credit" in no.refusal.message
+    # Credit of one's own is enough by itself.
+    give(world, "eve", 1_000_000)
+    own = spawn(world, "eve", "quarter", ["lab"])
+    world.stop(own)
+    finish(world, own)
+    passes(world, 15 * MINUTE_US, 15_000_000)
+    for one in (*both, third):
+        assert "credit" in (world.view(one).stop_reason or "")
+    stop_all(world)
+    spent = sum(world.view(one).cost_u for one in (*both, third))
+    assert 900_000 <= spent <= 1_000_000 + 3 * 1_750_000 * 30 // 3600
 
 
 def test_expired_credit_pays_nothing_more(world: World) -> None:

@@ -23,7 +23,7 @@ from gpuslice.quotas import policies
 from gpuslice.quotas.admission import allowances
 from gpuslice.quotas.chain import Chain, Link
 from gpuslice.quotas.documents import zone_of
-from gpuslice.quotas.periods import Window, window
+from gpuslice.quotas.periods import window
 from gpuslice.quotas.policies import Stored
 from gpuslice.quotas.rules import Effective, Rule, effective
 from gpuslice.quotas.words import amount, in_hours
@@ -320,15 +320,13 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
     if not tick.per_hour[kind, rule.account_id] or not _draws_on(tick, lease, kind):
         return
     if rule.kind == "credit":
-        span = Window(0, None)
-        limit: int | None = tick.credit(rule.account_id)
-        used = 0
-    else:
-        span = window(rule.period, zone_of(rule.zone), tick.now)
-        more = tick.more.get((rule.kind, rule.account_id), 0)
-        limit = None if rule.limit is None else rule.limit + more
-        counted = tick.used(rule.account_id, span.start_us)
-        used = counted.spent_u if kind == "money" else counted.gpu_us
+        yield _credit_gone(tick, lease, rule)
+        return
+    span = window(rule.period, zone_of(rule.zone), tick.now)
+    more = tick.more.get((rule.kind, rule.account_id), 0)
+    limit = None if rule.limit is None else rule.limit + more
+    counted = tick.used(rule.account_id, span.start_us)
+    used = counted.spent_u if kind == "money" else counted.gpu_us
     if limit is None:
         return
     used += tick.unbilled[kind, rule.account_id]
@@ -339,9 +337,9 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
     said = f"{amount(rule, limit, tick.rules.currency)} ({rule.source})"
     if at is not None:
         gone = "used up or reserved" if aside else "used up"
-        yield _End(at, f"{said} {'is' if rule.kind == 'credit' else 'are'} {gone}")
+        yield _End(at, f"{said} are {gone}")
     percent = deadline.percent_reached(used, limit)
-    if percent is not None and rule.kind != "credit":
+    if percent is not None:
         key = f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}"
         if rule.period.kind != "rolling":
             key += f":{span.start_us}"
@@ -350,6 +348,23 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
                 lease, f"used-{percent}", "warning", f"{percent} % of {said} are used.", key
             )
         )
+
+
+def _credit_gone(tick: _Tick, lease: Lease, rule: Rule) -> _End:
+    """When no credit that pays for a lease is left, as admission counts it."""
+    chain = tick.chains[lease.id]
+    may_pay = chain if rule.account_id == chain[0] else [rule.account_id]
+    total, ends = 0, []
+    for account_id in may_pay:
+        total += tick.credit(account_id)
+        at = min(
+            tick.now if left <= 0 else tick.now + left * HOUR_US // tick.per_hour["money", row]
+            for row in {rule.account_id, account_id}
+            for left in [total - tick.unbilled["money", row] - tick.aside["money", row]]
+        )
+        ends.append((at, total))
+    at, total = max(ends)
+    return _End(at, f"{amount(rule, total, tick.rules.currency)} ({rule.source}) is used up")
 
 
 def _draws_on(tick: _Tick, lease: Lease, kind: str) -> bool:

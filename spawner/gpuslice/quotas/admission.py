@@ -58,6 +58,8 @@ class Check:
     again_us: int | None = None
     #: It costs nothing of this kind, whatever the limit: by its price or its share of a GPU.
     free: bool = False
+    #: Whose rows it bounds.
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def _verdict(session: Session, chain: Chain, ask: Ask, now: int) -> Verdict:
     price_list, rate = _price(session, holding.price_list, ask.slice_type, now)
     length = billing.ahead_us(holding.hold, declared, ask.horizon_us)
     hold_u, hold_gpu_us = billing.to_hold(rate, ask.gpu_milli, length)
-    need = _Need(hold_u, hold_gpu_us, no_money=rate == 0, no_gpu=ask.gpu_milli == 0)
+    need = _Need(
+        chain.account_ids, hold_u, hold_gpu_us, no_money=rate == 0, no_gpu=ask.gpu_milli == 0
+    )  # fmt: skip
     now_held = counters.held_by(session, chain.account_ids, ask.slice_type)
     more = {}
     if any(rule.kind in ("gpu-hours", "money") for rule in holding.rules):
@@ -209,6 +213,7 @@ class _State:
 class _Need:
     """What a lease would reserve, and of what it uses nothing at all."""
 
+    chain: Sequence[int]
     hold_u: int
     hold_gpu_us: int
     no_money: bool
@@ -225,12 +230,29 @@ def _check(state: _State, rule: Rule, ask: Ask, need: _Need) -> Check:
             ok = rule.limit is None or active + 1 <= rule.limit
             return Check(rule, 0, active, 1, rule.limit, ok)
         case "credit":
-            held = state.held[rule.account_id, ""].held_u
-            left = credit.left(state.session, rule.account_id, state.now)
-            # What costs nothing needs no credit: a CPU slice may be free.
-            ok = need.no_money or held + need.hold_u <= left
-            return Check(rule, 0, held, need.hold_u, left, ok, free=need.no_money)
+            return _credit(state, rule, need)
     return _periodic(state, rule, need)
+
+
+def _credit(state: _State, rule: Rule, need: _Need) -> Check:
+    """A user's lease is paid by the groups' credit, too (`credit.Purse`); a total by its own.
+
+    The credit of a user and of the groups up to one of them is enough if it covers what is
+    reserved for all who draw on that group, and for the user.
+    """
+    may_pay = need.chain if rule.account_id == need.chain[0] else [rule.account_id]
+    left = credit.left_of_each(state.session, may_pay, state.now)
+    total, found = 0, []
+    for account_id in may_pay:
+        total += left[account_id]
+        rows = tuple({rule.account_id, account_id})
+        held = max(state.held[row, ""].held_u for row in rows)
+        # What costs nothing needs no credit: a CPU slice may be free.
+        ok = need.no_money or held + need.hold_u <= total
+        found.append(
+            Check(rule, 0, held, need.hold_u, total, ok, free=need.no_money, rows=rows)
+        )  # fmt: skip
+    return max(found, key=lambda check: (check.limit or 0) - check.held)
 
 
 def _periodic(state: _State, rule: Rule, need: _Need) -> Check:
@@ -327,7 +349,8 @@ def _take(session: Session, verdict: Verdict, ask: Ask) -> None:
     """Count one more lease and its reservation on every account of the chain."""
     of_account: dict[int, list[Check]] = defaultdict(list)
     for check in verdict.checks:
-        of_account[check.rule.account_id].append(check)
+        for account_id in check.rows or (check.rule.account_id,):
+            of_account[account_id].append(check)
     for account_id in sorted(verdict.chain.account_ids):
         most, of_type = dict(_UNLIMITED), dict(_UNLIMITED)
         for check in of_account[account_id]:
