@@ -19,6 +19,8 @@ from gpuslice.broker.moneyviews import (
 from gpuslice.broker.peopleviews import CloseUser, RenameUser
 from gpuslice.ledger.prices import follow_settings
 from gpuslice.ledger.tables import Account, Allowance, Segment
+from gpuslice.quotas import admission
+from gpuslice.quotas.documents import PolicyDocument
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
 from quotaworld import finish, leases, passes, refused, set_policy, spawn
@@ -124,6 +126,58 @@ def test_a_group_may_have_a_price_list_of_its_own(world: World) -> None:
     other = spawn(world, "cleo", "half", ["lab"])
     rates = [world.view(one).rate_u_per_hour for one in (inside, outside, other)]
     assert rates == [100, 875_001, 1_750_000]
+
+
+def test_everybodys_price_list_holds_where_no_nearer_one_does(world: World) -> None:
+    for name, rate in (("partners", 100), ("usual", 200)):
+        body = SetPrice(price_list=name, slice="quarter", rate_u_per_hour=rate, reason="x")
+        world.do(desk(world).set_price(body, "root"))
+    set_policy(world, "group", "lab", {"price_list": "partners"})
+    everybody = PolicyDocument.model_validate({"price_list": "usual"})
+    now = world.do(world.live().policies.history("everyone", None, None, 10))[0]
+    world.do(
+        world.live().policies.set(
+            "everyone", None, everybody, now[0].version if now else None, "a test", "root"
+        )
+    )
+    world.now += 1
+    inside, outside = spawn(world, "ada", "quarter", ["lab"]), spawn(world, "bob", "quarter", [])
+    rates = [world.view(one).rate_u_per_hour for one in (inside, outside)]
+    assert rates == [100, 200]
+
+
+def test_a_clock_set_back_before_the_first_price_keeps_nobody_from_being_billed(
+    world: World,
+) -> None:
+    """The first prices are written at the first start, by a clock that was forty seconds ahead."""
+    world.now += 10_000_000
+    early, other = world.grant("ada", "quarter"), world.grant("bob", "quarter")
+    world.engine_start(other.lease_id)
+    world.reconcile()
+    world.now -= 40_000_000
+    world.engine_start(early.lease_id)
+    spawn(world, "cleo", "quarter", [])
+    passes(world, 4 * HOUR_US, HOUR_US)
+    for one in (early, other):
+        world.stop(one.lease_id)
+        finish(world, one.lease_id)
+        assert world.view(one.lease_id).cost_u > 3 * 875_001
+    paid = world.database.read(lambda s: s.scalars(sa.select(Segment.lease_id)).all())
+    assert {early.lease_id, other.lease_id} <= set(paid)
+
+
+def test_a_slice_type_without_a_price_is_refused_in_words(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = admission.rates
+    monkeypatch.setattr(
+        admission, "rates", lambda s, wanted, name: [] if name == "half" else known(s, wanted, name)
+    )
+    no = refused(lambda: spawn(world, "ada", "half", []))
+    assert (no.refusal.reason, no.status) == ("no-price", 503)
+    # Nobody is kept from the choice of another one by it.
+    found = {one.slice: one.refused for one in world.do(world.live().choices("ada", [])).terms}
+    assert found["half"] is not None and found["quarter"] is None
 
 
 # --- credit -------------------------------------------------------------------------------------

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from gpuslice.broker.moneyviews import GiveCredit, SetPrice
+from gpuslice.errors import Refused
 from gpuslice.ledger import accounts, counters, credit
 from gpuslice.ledger.tables import Entry, NoticeRow
+from gpuslice.quotas.views import ExplainRequest
 from gpuslice.units import HOUR_US, MINUTE_US, format_money
 from ledgerworld import World
 from quotaworld import finish, leases, notices, passes, refused, set_policy, spawn, stop_all
@@ -156,6 +159,28 @@ def test_prepaid_is_used_by_priority_and_ends_with_the_credit(world: World) -> N
     assert over <= 875_001 * 2 // 60 + 1  # what a late tick of a minute costs
 
 
+def test_prepaid_counts_the_credit_of_the_groups_that_pay(world: World) -> None:
+    """Together with what others reserve who draw on it."""
+    set_policy(world, "group", "lab", {"each": {"prepaid": True}})
+    gift = GiveCredit(whose="group", name="lab", amount_u=1_000_000, reason="for the lab")
+    world.do(world.live().money.give_credit(gift, "root"))
+    both = [spawn(world, user, "half", ["lab"]) for user in ("ada", "bob")]  # 0.29 held each
+    third = spawn(world, "cleo", "half", ["lab"])
+    no = refused(lambda: spawn(world, "dan", "half", ["lab"]))
+    assert no.refusal.reason == "credit-limit" and "1.00 EUR of credit" in no.refusal.message
+    # Credit of one's own is enough by itself.
+    give(world, "eve", 1_000_000)
+    own = spawn(world, "eve", "quarter", ["lab"])
+    world.stop(own)
+    finish(world, own)
+    passes(world, 15 * MINUTE_US, 15_000_000)
+    for one in (*both, third):
+        assert "credit" in (world.view(one).stop_reason or "")
+    stop_all(world)
+    spent = sum(world.view(one).cost_u for one in (*both, third))
+    assert 900_000 <= spent <= 1_000_000 + 3 * 1_750_000 * 30 // 3600
+
+
 def test_expired_credit_pays_nothing_more(world: World) -> None:
     grant = give(world, "ada", 10_000_000, expires_us=world.now + HOUR_US)
     lease_id = spawn(world, "ada", "quarter", [])
@@ -253,6 +278,118 @@ def test_a_safe_hold_reserves_all_and_is_never_stopped_for_budget(world: World) 
     passes(world, 2 * MINUTE_US)
     assert world.view(lease_id).state == "stopping"
     assert world.view(lease_id).cost_u <= 1_750_002
+
+
+def test_what_a_safe_hold_reserves_is_not_used_up_by_others(world: World) -> None:
+    """Others go on as long as there is more than what was promised to somebody else."""
+    set_policy(world, "group", "lab", {"total": {"money": [{"at_most": "6", "per": "life"}]}})
+    set_policy(world, "user", "ada", {"each": {"hold": "safe"}})
+    safe = spawn(world, "ada", "half", ["lab"], declared_us=3 * HOUR_US)  # 5.25 of the 6
+    rolling = spawn(world, "bob", "half", ["lab"])
+    passes(world, 15 * MINUTE_US)
+    assert world.view(rolling).state == "running"
+    # Before 80 % are used: what is reserved is no use that anybody has to be told of.
+    assert "used-80" not in notices(world, "bob")
+    passes(world, 4 * HOUR_US, 2 * MINUTE_US)
+    stopped = world.view(rolling)
+    assert stopped.stop_requested_us is not None
+    assert "used up or reserved" in (stopped.stop_reason or "")
+    stop_all(world)
+    spent = {one: world.view(one).cost_u for one in (safe, rolling)}
+    assert spent[safe] >= 5_250_000
+    assert 700_000 <= spent[rolling] <= 750_000 + 4 * 1_750_000 // 60
+    assert sum(spent.values()) <= 6_000_000 + 8 * 1_750_000 // 60
+
+
+def test_what_is_reserved_counts_before_its_server_has_started(world: World) -> None:
+    limits = {"total": {"gpu_hours": [{"at_most": 2, "per": "day"}]}}
+    set_policy(world, "group", "lab", limits)
+    set_policy(world, "user", "ada", {"each": {"hold": "safe"}})
+    rolling = spawn(world, "bob", "half", ["lab"])
+    passes(world, 30 * MINUTE_US)
+    request = world.request("ada", "half").model_copy(
+        update={"groups": ["lab"], "declared_us": 3 * HOUR_US}
+    )
+    world.do(world.live().grant(request))
+    passes(world, MINUTE_US)
+    deadline = next(one.deadline_us for one in leases(world) if one.id == rolling)
+    # Half a GPU-hour is bob's, which is an hour of a half; 31 minutes of it are used.
+    assert deadline is not None and abs(deadline - world.now - 29 * MINUTE_US) <= MINUTE_US
+
+
+#: As short as it can be said: 0.000001 hours.
+AN_INSTANT = 3600
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"money": [{"at_most": "0.10", "per": "month"}]}, "budget-limit"),
+        ({"gpu_hours": [{"at_most": "0.03", "per": "week"}]}, "gpu-hours-limit"),
+        ({"prepaid": True}, "credit-limit"),
+        ({"prepaid": True, "hold": "safe"}, "credit-limit"),
+    ],
+)
+def test_a_short_time_is_no_way_around_a_limit(
+    world: World, limits: dict[str, Any], reason: str
+) -> None:
+    """However short the time that is asked for: it has to have room, as it may run on a little."""
+    set_policy(world, "user", "ada", {"each": limits})
+    no = refused(lambda: spawn(world, "ada", "quarter", [], declared_us=AN_INSTANT))
+    assert no.refusal.reason == reason
+    asked = ExplainRequest(user="ada", slice="quarter", groups=[], declared_us=AN_INSTANT)
+    assert not world.do(world.live().policies.explain(asked)).ok
+
+
+def test_many_short_times_keep_within_a_budget(world: World) -> None:
+    set_policy(world, "user", "ada", {"each": {"money": [{"at_most": "0.50", "per": "life"}]}})
+    starts = 0
+    for number in range(6):
+        try:
+            spawn(world, "ada", "quarter", [], f"s{number}", declared_us=AN_INSTANT)
+        except Refused as no:
+            assert no.refusal.reason == "budget-limit"
+        else:
+            starts += 1
+    assert starts == 3  # ten minutes of each have room
+    passes(world, 10 * MINUTE_US, 5_000_000)
+    # What ends at the time that its user said has no grace beyond it.
+    stopped = [one.stop_requested_us for one in leases(world)]
+    begun = [one.started_us for one in leases(world)]
+    assert all(
+        til is not None and since is not None and til - since <= 5_000_000
+        for til, since in zip(stopped, begun, strict=True)
+    )
+    stop_all(world)
+    assert sum(world.view(one.id).cost_u for one in leases(world)) <= 500_000
+
+
+def test_what_costs_nothing_needs_no_budget(world: World) -> None:
+    """By its price and its share of a GPU, not by how little is asked for."""
+    nothing = {"money": [{"at_most": 0, "per": "day"}], "gpu_hours": [{"at_most": 0, "per": "day"}]}
+    set_policy(world, "user", "ada", {"each": nothing})
+    free = SetPrice(slice="cpu", rate_u_per_hour=0, reason="a test")
+    world.now += 1
+    world.do(world.live().money.set_price(free, "root"))
+    lease_id = spawn(world, "ada", "cpu", [])
+    passes(world, HOUR_US)
+    assert world.view(lease_id).state == "running"
+
+
+def test_a_session_ends_on_time_if_it_was_known_from_the_start(world: World) -> None:
+    """A session made shorter while it runs leaves the grace, though."""
+    set_policy(world, "user", "ada", {"each": {"session_hours": "0.01"}})
+    set_policy(world, "user", "bob", {"each": {"session_hours": "1"}})
+    short, long = spawn(world, "ada", "quarter", []), spawn(world, "bob", "quarter", [])
+    start = world.now
+    passes(world, 50_000_000, 5_000_000)
+    ended = world.view(short).stop_requested_us
+    assert ended is not None and 36_000_000 <= ended - start <= 41_000_000
+    set_policy(world, "user", "bob", {"each": {"session_hours": "0.01"}})
+    lowered = world.now
+    passes(world, 5 * MINUTE_US, 5_000_000)
+    ended = world.view(long).stop_requested_us
+    assert ended is not None and 120_000_000 <= ended - lowered <= 130_000_000
 
 
 def test_notices_are_written_once(world: World) -> None:

@@ -76,6 +76,21 @@ def test_a_local_day_is_as_long_as_it_is(day: tuple[int, int, int], length: int)
     assert second - first == length * HOUR_US
 
 
-def test_no_price_before_the_first() -> None:
+def test_the_first_price_holds_for_what_is_before_it() -> None:
+    known = [Rate(1, 100, 1), Rate(2, 200, 5)]
+    assert [rate_at(known, moment).price_id for moment in (99, 100, 199, 200)] == [1, 1, 1, 2]
     with pytest.raises(NoPriceError):
-        rate_at([Rate(1, 100, 1)], 99)
+        rate_at([], 99)
+
+
+def test_what_began_before_the_first_price_is_cut_and_billed_as_any_other() -> None:
+    first = Rate(1, 1_000 * HOUR_US + 40_000_000, 1_000_003)
+    known = [first, Rate(2, first.from_us + 3 * HOUR_US, 500_000)]
+    start, change = first.from_us - 40_000_000, known[1].from_us
+    found = pieces(
+        started_us=start, billed_us=start, til_us=change + HOUR_US, final=True, payers=Payers(),
+        known=known, timezones=["UTC"],
+    )  # fmt: skip
+    assert {piece.price_id for piece in found if piece.til_us <= change} == {1}
+    due = cost_u(first.rate_u_per_hour, change - start) + 500_000
+    assert sum(piece.amount_u for piece in found) == due

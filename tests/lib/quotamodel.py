@@ -242,9 +242,9 @@ class QuotaModel(CrashModel):
         limits = list(books.limits(chain, slice_name))
         hold, _ = books.said(chain, "hold")
         session, _ = books.said(chain, "session_hours")
-        length = min(HORIZON, declared or HORIZON)
+        length = HORIZON
         if hold == "safe":
-            length = declared or int(Decimal(session) * HOUR)
+            length = max(HORIZON, declared or int(Decimal(session) * HOUR))
         ask = {"money": rate * length // HOUR, "credit": rate * length // HOUR,
                "gpu-hours": length * MILLI[slice_name] // 1000}  # fmt: skip
         kinds = {"budget-limit": "money", "gpu-hours-limit": "gpu-hours",
@@ -545,19 +545,23 @@ class QuotaModel(CrashModel):
         assert all(milli <= 1000 for milli in used.values()), used
 
     def _had_notice(self, books: Books, lease: Any, now: int) -> None:
-        """No deadline comes nearer than the grace, and no stop before its deadline."""
+        """No deadline comes nearer than the grace, and no stop before its deadline.
+
+        But for the end that was known from the start.
+        """
+        known = _known_end(lease)
         told = self.told.get(lease.id)
         at = self.told[lease.id] = lease.deadline_us
         if lease.stop_requested_us is not None:
             if lease.id not in self.stopped and lease.stop_actor == WATCH:
                 COVERAGE["stopped at a limit"] += 1
-                assert told is not None and told <= now, "stopped without notice"
+                assert known <= now or (told is not None and told <= now), "stopped without notice"
                 why = self._why(books, lease, now, surely=False)
                 assert why, f"stopped for nothing: {lease.stop_reason}"
                 COVERAGE.update(f"stopped: {one}" for one in why)
             self.stopped.add(lease.id)
         elif at is not None and (told is None or at < told):
-            assert at >= now + GRACE, "a deadline without notice"
+            assert at >= min(known, now + GRACE), "a deadline without notice"
         for minutes in (10, 2):
             far = at is None or at - now > minutes * MINUTE
             self.rearmed[lease.id, minutes] += far
@@ -613,6 +617,7 @@ class QuotaModel(CrashModel):
             left = books.credit(limit.account, now, surely_gone=surely)
         else:
             left = limit.amount - books.used(limit, now, surely=surely)
+        left -= books.aside(limit, surely=surely)
         return left <= slack
 
     def _after_a_tick(self, books: Books) -> None:
@@ -787,6 +792,12 @@ def _legs(usable: list[Any], left: dict[int, int], amount: int) -> list[tuple[in
             found.append((grant.id, part))
             amount -= part
     return [*found, (None, amount)] if amount else found
+
+
+def _known_end(lease: Any) -> int:
+    """When a lease ends at the latest, as its user knew when it was granted."""
+    known = [us for us in (lease.declared_us, lease.session_us) if us is not None]
+    return min(known) + lease.started_us if known and lease.started_us is not None else 1 << 62
 
 
 def _unopened(lease: Any) -> bool:

@@ -207,16 +207,32 @@ class Books:
                 total += self.rate(lease.slice_type, last) * ahead // HOUR
         return total
 
+    def aside(self, limit: Limit, *, surely: bool) -> int:
+        """What safe leases have set aside; at most: those that were just told to end, too."""
+        total = 0
+        for lease in self.of(limit.account):
+            safe = lease.hold_kind == "safe" and lease.declared_us is not None
+            ending = lease.stop_requested_us is not None or lease.state not in HOLDING[:2]
+            if not safe or lease.state not in HOLDING or (surely and ending):
+                continue
+            ran = 0 if lease.covered_us is None else lease.covered_us - lease.started_us
+            rest = max(0, lease.declared_us - ran)
+            if limit.kind == "gpu-hours":
+                total += rest * MILLI[lease.slice_type] // 1000
+            else:
+                last = lease.covered_us or lease.granted_us
+                total += self.rate(lease.slice_type, last) * rest // HOUR
+        return total
+
     def _ahead(self, lease: Any) -> tuple[int, int]:
         """How much time a lease has reserved, and at the price of when."""
         rolling = lease.hold_kind != "safe" or lease.declared_us is None
         if lease.covered_us is None:
-            whole = HORIZON if lease.declared_us is None else min(HORIZON, lease.declared_us)
-            return (whole if rolling else lease.declared_us), lease.granted_us
-        if lease.declared_us is None:
+            return (HORIZON if rolling else max(HORIZON, lease.declared_us)), lease.granted_us
+        if rolling:
             return HORIZON, lease.covered_us
-        rest = max(0, lease.declared_us - (lease.covered_us - lease.started_us))
-        return (min(HORIZON, rest) if rolling else rest), lease.covered_us
+        ran = lease.covered_us - lease.started_us
+        return max(0, max(HORIZON, lease.declared_us) - ran), lease.covered_us
 
     def active(self, limit: Limit) -> list[Any]:
         """The live leases that count for a limit on slices, oldest first."""

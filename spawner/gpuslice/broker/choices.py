@@ -77,7 +77,11 @@ def _verdict(
         attempt="0" * 32, user=user, slice=offered.name, groups=list(groups)
     )
     ask = _shortest(ask_of(request, offered, rules), holding)
-    verdicts = admission.decide(session, account_id, ask, now=now)
+    try:
+        verdicts = admission.decide(session, account_id, ask, now=now)
+    except Refused as no:
+        # It has no price, say: no reason to offer none of the others.
+        return no, []
     checks = [check for verdict in verdicts for check in verdict.checks]
     if any(verdict.ok for verdict in verdicts):
         return None, checks

@@ -23,7 +23,7 @@ from gpuslice.quotas import policies
 from gpuslice.quotas.admission import Limited, allowances, limited
 from gpuslice.quotas.chain import Chain, Link
 from gpuslice.quotas.documents import zone_of
-from gpuslice.quotas.periods import Window, window
+from gpuslice.quotas.periods import window
 from gpuslice.quotas.policies import Stored
 from gpuslice.quotas.rules import Effective, Rule, effective
 from gpuslice.quotas.words import amount, in_hours
@@ -45,11 +45,15 @@ class WatchRules:
 
 @dataclass(frozen=True)
 class _End:
-    """Why a lease would end, and when; its user has at least ``notice_us`` to know it before."""
+    """Why a lease would end, and when; its user has at least ``notice_us`` to know it before.
+
+    ``known``: from its start on, so it needs no grace.
+    """
 
     at_us: int
     reason: str
     notice_us: int = 0
+    known: bool = False
 
 
 @dataclass
@@ -70,6 +74,8 @@ class _Tick:
     #: What is used but not billed yet, and what one more hour uses, per account.
     unbilled: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     per_hour: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    #: What safe leases have reserved of the time they declared, which is nobody else's to use.
+    aside: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     #: What administrators have added to limits for now.
     more: dict[Limited, int] = field(default_factory=dict)
     #: What users are to be told; written together at the end.
@@ -147,7 +153,7 @@ def look(
         end = _end(tick, lease)
         at = deadline.next_deadline(
             end.at_us if end else None, lease.deadline_us, lease.guaranteed_til_us, now,
-            max(rules.grace_us, end.notice_us if end else 0),
+            _grace(rules, end),
         )  # fmt: skip
         lease.deadline_us = at
         lease.deadline_reason = end.reason[:500] if end is not None and at is not None else None
@@ -162,6 +168,13 @@ def look(
     lifecycle.tell(session, tick.notices, now)
     session.flush()
     return ended
+
+
+def _grace(rules: WatchRules, end: _End | None) -> int:
+    """How long before its end a user has to know it at least."""
+    if end is not None and end.known:
+        return 0
+    return max(rules.grace_us, end.notice_us if end else 0)
 
 
 def _read(session: Session, rules: WatchRules, now: int) -> _Tick:
@@ -199,18 +212,34 @@ def _draws(tick: _Tick, lease: Lease, goes_on: bool) -> None:
 
     Used is what it was seen alive for: our own clock may have been set.
     """
+    rate, aside_us = tick.rate(lease), _aside_us(lease)
+    for account_id in tick.chains[lease.id]:
+        tick.aside["money", account_id] += rate * aside_us // HOUR_US
+        tick.aside["gpu-hours", account_id] += aside_us * lease.gpu_milli // 1000
     unopened = lease.open_before_us is not None and lease.opened_us is None
     if lease.billed_us is None or lease.covered_us is None or unopened:
         return
     marks = (lease.covered_us, lease.stop_requested_us, lease.absorbed_from_us)
     unbilled_us = max(0, min(mark for mark in marks if mark is not None) - lease.billed_us)
-    rate = tick.rate(lease)
+    draws_on = goes_on and not aside_us
     for account_id in tick.chains[lease.id]:
         tick.unbilled["money", account_id] += rate * unbilled_us // HOUR_US
         tick.unbilled["gpu-hours", account_id] += unbilled_us * lease.gpu_milli // 1000
-        if goes_on:
+        if draws_on:
             tick.per_hour["money", account_id] += rate
             tick.per_hour["gpu-hours", account_id] += lease.gpu_milli * HOUR_US // 1000
+
+
+def _aside_us(lease: Lease) -> int:
+    """The time that a safe lease has reserved and not used yet; one that is to end has none."""
+    stays = lease.state in (LeaseState.GRANTED, LeaseState.RUNNING)
+    if lease.hold_kind != "safe" or lease.declared_us is None or not stays:
+        return 0
+    if lease.stop_requested_us is not None:
+        return 0
+    if lease.started_us is None or lease.covered_us is None:
+        return lease.declared_us
+    return max(0, lease.declared_us - (lease.covered_us - lease.started_us))
 
 
 # --- what ends a lease ------------------------------------------------------------------------
@@ -269,10 +298,11 @@ def _own_end(lease: Lease, holding: Effective) -> Iterator[_End]:
     assert lease.started_us is not None
     if holding.session_us is not None:
         text = f"A session lasts {in_hours(holding.session_us)} ({holding.session_source})"
-        yield _End(lease.started_us + holding.session_us, text)
+        known = holding.session_us == lease.session_us
+        yield _End(lease.started_us + holding.session_us, text, known=known)
     if lease.declared_us is not None:
         text = f"The time that was asked for ({in_hours(lease.declared_us)}) is over"
-        yield _End(lease.started_us + lease.declared_us, text)
+        yield _End(lease.started_us + lease.declared_us, text, known=True)
     if lease.open_before_us is not None and lease.opened_us is None:
         yield _End(lease.open_before_us, "Nobody opened the server after its turn had come")
 
@@ -290,26 +320,26 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
     if not tick.per_hour[kind, rule.account_id] or not _draws_on(tick, lease, kind):
         return
     if rule.kind == "credit":
-        span = Window(0, None)
-        limit: int | None = tick.credit(rule.account_id)
-        used = 0
-    else:
-        span = window(rule.period, zone_of(rule.zone), tick.now)
-        more = tick.more.get(limited(rule), 0)
-        limit = None if rule.limit is None else rule.limit + more
-        counted = tick.used(rule.account_id, span.start_us)
-        used = counted.spent_u if kind == "money" else counted.gpu_us
+        yield _credit_gone(tick, lease, rule)
+        return
+    span = window(rule.period, zone_of(rule.zone), tick.now)
+    more = tick.more.get(limited(rule), 0)
+    limit = None if rule.limit is None else rule.limit + more
+    counted = tick.used(rule.account_id, span.start_us)
+    used = counted.spent_u if kind == "money" else counted.gpu_us
     if limit is None:
         return
     used += tick.unbilled[kind, rule.account_id]
     resets = span.end_us if rule.period.kind != "rolling" else None
-    draw = deadline.Draw(limit - used, tick.per_hour[kind, rule.account_id], resets)
+    aside = tick.aside[kind, rule.account_id]
+    draw = deadline.Draw(limit - used - aside, tick.per_hour[kind, rule.account_id], resets)
     at = deadline.used_up_at(draw, tick.now)
     said = f"{amount(rule, limit, tick.rules.currency)} ({rule.source})"
     if at is not None:
-        yield _End(at, f"{said} {'is' if rule.kind == 'credit' else 'are'} used up")
+        gone = "used up or reserved" if aside else "used up"
+        yield _End(at, f"{said} are {gone}")
     percent = deadline.percent_reached(used, limit)
-    if percent is not None and rule.kind != "credit":
+    if percent is not None:
         key = f"used{percent}:{lease.id}:{rule.account_id}:{kind}:{rule.period}"
         if rule.period.kind != "rolling":
             key += f":{span.start_us}"
@@ -318,6 +348,23 @@ def _used_up(tick: _Tick, lease: Lease, rule: Rule) -> Iterator[_End]:
                 lease, f"used-{percent}", "warning", f"{percent} % of {said} are used.", key
             )
         )
+
+
+def _credit_gone(tick: _Tick, lease: Lease, rule: Rule) -> _End:
+    """When no credit that pays for a lease is left, as admission counts it."""
+    chain = tick.chains[lease.id]
+    may_pay = chain if rule.account_id == chain[0] else [rule.account_id]
+    total, ends = 0, []
+    for account_id in may_pay:
+        total += tick.credit(account_id)
+        at = min(
+            tick.now if left <= 0 else tick.now + left * HOUR_US // tick.per_hour["money", row]
+            for row in {rule.account_id, account_id}
+            for left in [total - tick.unbilled["money", row] - tick.aside["money", row]]
+        )
+        ends.append((at, total))
+    at, total = max(ends)
+    return _End(at, f"{amount(rule, total, tick.rules.currency)} ({rule.source}) is used up")
 
 
 def _draws_on(tick: _Tick, lease: Lease, kind: str) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from gpuslice.ledger import accounts, counters, credit, segments
 from gpuslice.ledger.prices import Rate, Rates, rate_at, rates
 from gpuslice.ledger.tables import Entry, Hold, Lease, Segment
-from gpuslice.units import cost_u
+from gpuslice.units import HOUR_US
 
 
 def payers(lease: Lease) -> segments.Payers:
@@ -152,7 +152,7 @@ class _Platform:
 def top_up(session: Session, leases: Sequence[Lease], horizon_us: int, *, now: int) -> None:
     """Keep reserved what is used but not yet paid, and what comes next.
 
-    Next: the horizon, or for a safe hold all of the time that was declared and is left.
+    Next: as `ahead_us` says.
     """
     known = Rates(session)
     wanted = {lease.id: _reserve(lease, known.of(lease), horizon_us) for lease in leases}
@@ -161,22 +161,35 @@ def top_up(session: Session, leases: Sequence[Lease], horizon_us: int, *, now: i
 
 def _reserve(lease: Lease, known: list[Rate], horizon_us: int) -> tuple[int, int]:
     """Money and GPU time to hold for a lease."""
-    unpaid = 0
+    unpaid = ran = 0
     at = lease.granted_us
-    ahead = horizon_us if lease.declared_us is None else min(horizon_us, lease.declared_us)
-    if lease.hold_kind == "safe" and lease.declared_us is not None:
-        ahead = lease.declared_us
     if None not in (lease.started_us, lease.covered_us, lease.billed_us):
         assert lease.started_us is not None and lease.covered_us is not None
         assert lease.billed_us is not None
         at = lease.covered_us
         unpaid = lease.covered_us - lease.billed_us
-        if lease.declared_us is not None:
-            rest = max(0, lease.declared_us - (lease.covered_us - lease.started_us))
-            ahead = rest if lease.hold_kind == "safe" else min(horizon_us, rest)
+        ran = lease.covered_us - lease.started_us
     # At the price that holds now: a reservation, no bill.
     rate = rate_at(known, at).rate_u_per_hour
-    return cost_u(rate, unpaid + ahead), counters.gpu_us(0, unpaid + ahead, lease.gpu_milli)
+    ahead = ahead_us(lease.hold_kind, lease.declared_us, horizon_us, ran)
+    return to_hold(rate, lease.gpu_milli, unpaid + ahead)
+
+
+def ahead_us(kind: str, declared_us: int | None, horizon_us: int, ran_us: int = 0) -> int:
+    """How much of the time ahead a lease reserves.
+
+    Never less than the horizon to begin with, however short the time that was declared: until a
+    stop is seen and done, a lease runs on, and of those that reserve next to nothing any number
+    would fit into what is left of a limit.
+    """
+    if kind == "safe" and declared_us is not None:
+        return max(0, max(declared_us, horizon_us) - ran_us)
+    return horizon_us
+
+
+def to_hold(rate_u_per_hour: int, gpu_milli: int, us: int) -> tuple[int, int]:
+    """The money and the GPU time to hold for so much time, rounded up."""
+    return -(-rate_u_per_hour * us // HOUR_US), -(-gpu_milli * us // 1000)
 
 
 def set_holds(session: Session, wanted: Mapping[str, tuple[int, int]], *, now: int) -> None:

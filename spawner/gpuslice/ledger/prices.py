@@ -25,7 +25,7 @@ class Rate:
 
 
 class NoPriceError(Exception):
-    """A slice type has no price at some moment; nothing is granted or billed without one."""
+    """A slice type has no price at all; nothing is granted or billed without one."""
 
 
 _RATES = (
@@ -60,15 +60,23 @@ class Rates:
 
 
 def rate_at(known: list[Rate], moment: int) -> Rate:
-    """The price that holds at ``moment``.
+    """The price that holds at ``moment``; the first one holds for all that is before it, too.
+
+    A clock that was set back soon after the first start says such moments, and one lease that
+    cannot be priced would keep all others from being billed.
 
     Raises:
-        NoPriceError: ``moment`` is before the first price.
+        NoPriceError: there is none.
     """
+    if not known:
+        raise NoPriceError("there is no price")
     holding = [rate for rate in known if rate.from_us <= moment]
-    if not holding:
-        raise NoPriceError(f"no price is effective at {moment}")
-    return holding[-1]
+    return holding[-1] if holding else known[0]
+
+
+def anchor_us(known: list[Rate], rate: Rate, started_us: int) -> int:
+    """From when on a price holds for what began at ``started_us``."""
+    return started_us if rate == known[0] else max(started_us, rate.from_us)
 
 
 def changes(known: list[Rate]) -> list[int]:

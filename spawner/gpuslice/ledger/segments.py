@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
-from gpuslice.ledger.prices import Rate, changes, rate_at
+from gpuslice.ledger.prices import Rate, anchor_us, changes, rate_at
 from gpuslice.units import HOUR_US, cost_u, from_datetime, to_datetime
 
 
@@ -106,7 +106,7 @@ def pieces(
     found = []
     for a, b in cut(billed_us, til_us, marks):
         rate = rate_at(known, a)
-        anchor = max(started_us, rate.from_us)
+        anchor = anchor_us(known, rate, started_us)
         amount = cost_u(rate.rate_u_per_hour, b - anchor) - cost_u(rate.rate_u_per_hour, a - anchor)
         found.append(Piece(a, b, rate.price_id, payers.of(a), amount))
     if not final and found:

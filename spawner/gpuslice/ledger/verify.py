@@ -235,13 +235,16 @@ _NEVER = 1 << 62
 def _priced(
     lease: _Row, mine: list[_Row], lists: Mapping[tuple[str, str], _Prices], pays: _Pays
 ) -> Iterator[str]:
-    """Each price is the one in force, for the whole segment, and the amount follows from it."""
+    """Each price is the one in force, for the whole segment, and the amount follows from it.
+
+    The first price is in force before it begins, too.
+    """
     known = lists.get((lease.price_list, lease.slice_type))
     started = lease.started_us
     for segment in mine:
         from_us, til_us = segment.from_us, segment.til_us
-        following = 0 if known is None else bisect_right(known.starts, from_us)
-        price = None if known is None or not following else known.prices[following - 1]
+        following = 1 if known is None else max(1, bisect_right(known.starts, from_us))
+        price = None if known is None else known.prices[following - 1]
         if known is None or price is None or price.number != segment.price_id:
             where = f"segment {segment.id} of lease {lease.id}"
             yield f"{where}: price {segment.price_id} was not in force at {from_us}"
@@ -250,7 +253,7 @@ def _priced(
             yield f"segment {segment.id} of lease {lease.id} spans a change of price"
         if started is None:
             continue  # which is told already
-        origin = max(started, price.from_us)
+        origin = started if following == 1 else max(started, price.from_us)
         before = price.rate_u_per_hour * (from_us - origin) // 3_600_000_000
         cost = price.rate_u_per_hour * (til_us - origin) // 3_600_000_000 - before
         if segment.amount_u != cost:

@@ -14,16 +14,16 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from gpuslice.errors import Refused
-from gpuslice.ledger import counters, credit
+from gpuslice.ledger import billing, counters, credit
 from gpuslice.ledger.database import Conflict
-from gpuslice.ledger.prices import DEFAULT_LIST, NoPriceError, rate_at, rates
+from gpuslice.ledger.prices import DEFAULT_LIST, rate_at, rates
 from gpuslice.ledger.tables import AccountPeriod, Allowance
 from gpuslice.quotas.chain import Chain, candidates
 from gpuslice.quotas.documents import zone_of
 from gpuslice.quotas.periods import window
 from gpuslice.quotas.rules import Effective, Rule, effective
 from gpuslice.quotas.words import amount, in_hours, refusal_text
-from gpuslice.units import SECOND_US, cost_u
+from gpuslice.units import SECOND_US
 
 #: A limit that may be added to: its kind, account and period. One account may have several of a
 #: kind, and what one of them got is not the others'.
@@ -60,6 +60,10 @@ class Check:
     ok: bool
     #: When this would be another answer at the latest, if that can be known.
     again_us: int | None = None
+    #: It costs nothing of this kind, whatever the limit: by its price or its share of a GPU.
+    free: bool = False
+    #: Whose rows it bounds.
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,8 @@ def decide(session: Session, account_id: int, ask: Ask, *, now: int) -> list[Ver
     """What every chain of the user says, in the order they are tried; changes nothing.
 
     Raises:
-        Refused: the group is not the user's, or the time that was declared is missing or too
-            long.
-        NoPriceError: the slice type has no price.
+        Refused: the group is not the user's, the time that was declared is missing or too long,
+            or the slice type has no price.
     """
     chains = candidates(session, account_id, ask.user, ask.groups, ask.group)
     return [_verdict(session, chain, ask, now) for chain in chains]
@@ -138,18 +141,18 @@ _REASONS = {
 def _verdict(session: Session, chain: Chain, ask: Ask, now: int) -> Verdict:
     holding = effective(chain, ask.slice_type, ask.timezone)
     declared = _declared(holding, ask)
-    length = ask.horizon_us if declared is None else min(ask.horizon_us, declared)
-    if holding.hold == "safe" and declared is not None:
-        length = declared
     price_list, rate = _price(session, holding.price_list, ask.slice_type, now)
-    hold_u = cost_u(rate, length)
-    hold_gpu_us = counters.gpu_us(0, length, ask.gpu_milli)
+    length = billing.ahead_us(holding.hold, declared, ask.horizon_us)
+    hold_u, hold_gpu_us = billing.to_hold(rate, ask.gpu_milli, length)
+    need = _Need(
+        chain.account_ids, hold_u, hold_gpu_us, no_money=rate == 0, no_gpu=ask.gpu_milli == 0
+    )  # fmt: skip
     now_held = counters.held_by(session, chain.account_ids, ask.slice_type)
     more = {}
     if any(rule.kind in ("gpu-hours", "money") for rule in holding.rules):
         more = allowances(session, now, chain.account_ids)
     state = _State(session, now_held, more, now)
-    checks = tuple(_check(state, rule, ask, hold_u, hold_gpu_us) for rule in holding.rules)
+    checks = tuple(_check(state, rule, ask, need) for rule in holding.rules)
     return Verdict(
         chain=chain, effective=holding, checks=checks, price_list=price_list, hold_u=hold_u,
         hold_gpu_us=hold_gpu_us, hold_kind=holding.hold, session_us=holding.session_us,
@@ -182,15 +185,20 @@ def _declared(holding: Effective, ask: Ask) -> int | None:
 
 def _price(session: Session, wanted: str | None, slice_type: str, now: int) -> tuple[str, int]:
     """The price list that has a price for this type now, the group's own first."""
-    for price_list in (wanted, DEFAULT_LIST):
-        if price_list is None:
-            continue
-        try:
-            known = rates(session, price_list, slice_type)
-            return price_list, rate_at(known, now).rate_u_per_hour
-        except NoPriceError:
-            continue
-    raise NoPriceError(f"slice type {slice_type} has no price")
+    if wanted is not None:
+        known = rates(session, wanted, slice_type)
+        # What a list is yet to have a price for costs what it costs everybody until then.
+        if known and known[0].from_us <= now:
+            return wanted, rate_at(known, now).rate_u_per_hour
+    known = rates(session, DEFAULT_LIST, slice_type)
+    if not known:
+        raise Refused(
+            "no-price",
+            f"Slices of type {slice_type} have no price yet, so none can be given out; an "
+            "administrator has to set one.",
+            status=503,
+        )
+    return DEFAULT_LIST, rate_at(known, now).rate_u_per_hour
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,18 @@ class _State:
     now: int
 
 
-def _check(state: _State, rule: Rule, ask: Ask, hold_u: int, hold_gpu_us: int) -> Check:
+@dataclass(frozen=True)
+class _Need:
+    """What a lease would reserve, and of what it uses nothing at all."""
+
+    chain: Sequence[int]
+    hold_u: int
+    hold_gpu_us: int
+    no_money: bool
+    no_gpu: bool
+
+
+def _check(state: _State, rule: Rule, ask: Ask, need: _Need) -> Check:
     match rule.kind:
         case "slice-types":
             ok = rule.allowed is None or ask.slice_type in rule.allowed
@@ -215,15 +234,32 @@ def _check(state: _State, rule: Rule, ask: Ask, hold_u: int, hold_gpu_us: int) -
             ok = rule.limit is None or active + 1 <= rule.limit
             return Check(rule, 0, active, 1, rule.limit, ok)
         case "credit":
-            held = state.held[rule.account_id, ""].held_u
-            left = credit.left(state.session, rule.account_id, state.now)
-            # What costs nothing needs no credit: a CPU slice may be free.
-            ok = hold_u == 0 or held + hold_u <= left
-            return Check(rule, 0, held, hold_u, left, ok)
-    return _periodic(state, rule, hold_u, hold_gpu_us)
+            return _credit(state, rule, need)
+    return _periodic(state, rule, need)
 
 
-def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check:
+def _credit(state: _State, rule: Rule, need: _Need) -> Check:
+    """A user's lease is paid by the groups' credit, too (`credit.Purse`); a total by its own.
+
+    The credit of a user and of the groups up to one of them is enough if it covers what is
+    reserved for all who draw on that group, and for the user.
+    """
+    may_pay = need.chain if rule.account_id == need.chain[0] else [rule.account_id]
+    left = credit.left_of_each(state.session, may_pay, state.now)
+    total, found = 0, []
+    for account_id in may_pay:
+        total += left[account_id]
+        rows = tuple({rule.account_id, account_id})
+        held = max(state.held[row, ""].held_u for row in rows)
+        # What costs nothing needs no credit: a CPU slice may be free.
+        ok = need.no_money or held + need.hold_u <= total
+        found.append(
+            Check(rule, 0, held, need.hold_u, total, ok, free=need.no_money, rows=rows)
+        )  # fmt: skip
+    return max(found, key=lambda check: (check.limit or 0) - check.held)
+
+
+def _periodic(state: _State, rule: Rule, need: _Need) -> Check:
     """GPU-hours or money: what the period has seen, with what is reserved on top."""
     session, now = state.session, state.now
     span = window(rule.period, zone_of(rule.zone), now)
@@ -232,17 +268,18 @@ def _periodic(state: _State, rule: Rule, hold_u: int, hold_gpu_us: int) -> Check
     held = state.held[rule.account_id, ""]
     counted = used.spent_u if of_money else used.gpu_us
     reserved = held.held_u if of_money else held.held_gpu_us
-    asked = hold_u if of_money else hold_gpu_us
+    asked = need.hold_u if of_money else need.hold_gpu_us
+    free = need.no_money if of_money else need.no_gpu
     limit = rule.limit
     if limit is not None:
         limit += state.more.get(limited(rule), 0)
-    ok = limit is None or asked == 0 or counted + reserved + asked <= limit
+    ok = limit is None or free or counted + reserved + asked <= limit
     again = None
     if not ok and limit is not None:
         again = span.end_us
         if rule.period.kind == "rolling":
             again = _rolls_out(session, rule, limit - reserved - asked, now)
-    return Check(rule, counted, reserved, asked, limit, ok, again)
+    return Check(rule, counted, reserved, asked, limit, ok, again, free)
 
 
 _ALLOWED = (
@@ -325,7 +362,8 @@ def _take(session: Session, verdict: Verdict, ask: Ask) -> None:
     """Count one more lease and its reservation on every account of the chain."""
     of_account: dict[int, list[Check]] = defaultdict(list)
     for check in verdict.checks:
-        of_account[check.rule.account_id].append(check)
+        for account_id in check.rows or (check.rule.account_id,):
+            of_account[account_id].append(check)
     for account_id in sorted(verdict.chain.account_ids):
         most, of_type = dict(_UNLIMITED), dict(_UNLIMITED)
         for check in of_account[account_id]:
@@ -338,16 +376,16 @@ def _take(session: Session, verdict: Verdict, ask: Ask) -> None:
 
 def _guards(check: Check) -> list[tuple[str, int]]:
     """What a check bounds in the row that it looked at, and to how much."""
-    if check.limit is None:
+    if check.limit is None or check.free:
         return []
     match check.rule.kind:
         case "slices" | "slices-of-type":
             return [("most_active", check.limit)]
-        case "money" if check.asked:
+        case "money":
             return [("most_u", check.limit - check.used)]
-        case "gpu-hours" if check.asked:
+        case "gpu-hours":
             return [("most_gpu_us", check.limit - check.used)]
-        case "credit" if check.asked:
+        case "credit":
             return [("most_u", check.limit)]
     return []
 

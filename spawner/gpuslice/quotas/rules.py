@@ -83,6 +83,7 @@ def effective(chain: Chain, slice_type: str, timezone: str) -> Effective:
     priority = _first(words, lambda each: each.priority)
     documents = [link.policy.document for link in chain.groups if link.policy is not None]
     own = [chain.user.policy.document] if chain.user.policy is not None else []
+    all_others = [chain.everyone.document] if chain.everyone is not None else []
     return Effective(
         rules=tuple(rules),
         session_us=None if session is None else _number(session[0]),
@@ -90,7 +91,9 @@ def effective(chain: Chain, slice_type: str, timezone: str) -> Effective:
         priority=0 if priority is None else priority[0],
         hold="rolling" if hold is None else hold[0],
         when_lowered="grace" if lowered is None else lowered[0],
-        price_list=next((d.price_list for d in [*own, *documents] if d.price_list), None),
+        price_list=next(
+            (d.price_list for d in [*own, *documents, *all_others] if d.price_list), None
+        ),
     )
 
 
