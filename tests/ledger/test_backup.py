@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -12,8 +15,10 @@ import sqlalchemy as sa
 
 from gpuslice import wire
 from gpuslice.broker import meter
+from gpuslice.broker.hostlock import HostLock
 from gpuslice.broker.strangers import AdoptServer
 from gpuslice.cli import lacks, pgtools
+from gpuslice.cli import restore as restoring
 from gpuslice.cli.backup import backup
 from gpuslice.cli.backupfile import manifest_of, read_manifest
 from gpuslice.cli.restore import Restored, Wish, restore
@@ -39,11 +44,11 @@ class Saved:
     def backup(self) -> None:
         backup(self.url, self.file, clock=self.world.clock)
 
-    def restore(self, *, replace: bool = True) -> Restored:
+    def restore(self, *, replace: bool = True, lock: HostLock | None = None) -> Restored:
         return restore(
             Wish(
                 url=self.url, source=self.file, replace=replace, actor="root", reason="a disk died",
-                now=self.world.now,
+                now=self.world.now, lock=lock,
             )
         )  # fmt: skip
 
@@ -315,6 +320,110 @@ def test_a_damaged_backup_is_refused_and_the_ledger_is_as_it_was(saved: Saved) -
         saved.restore()
     world.restart()
     assert world.view(lease_id).state == "running"
+
+
+# --- on SQLite nobody else begins, and there is a ledger at every moment -------------------------
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def _names(saved: Saved) -> list[str]:
+    return sorted(path.name for path in saved.file.parent.glob("*ledger*"))
+
+
+@on_sqlite
+def test_no_service_of_another_container_begins_while_a_restore_works(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the engine starts a container again: no process in sight, the folder is shared."""
+    saved.backup()
+    saved.world.kill()
+    finish, tried = restoring._finish, []
+
+    def begins(*arguments: object) -> None:
+        other = Database(saved.url)
+        place = other.read(lambda s: s.scalars(sa.select(Meter.boot_id)).one())
+        seen_from_there = place.replace(str(Path("/proc/self/ns/pid").readlink()), "pid:[1]")
+        with other.engine.begin() as connection:
+            connection.execute(sa.update(Meter).values(boot_id=seen_from_there, beat_us=0))
+        with pytest.raises(meter.MeterLives):
+            other.write(lambda s: meter.acquire(s, now=1, lock=HostLock(tmp_path)))
+        other.close()
+        tried.append(place)
+        finish(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(restoring, "_finish", begins)
+    saved.restore(lock=HostLock(tmp_path))
+    assert len(tried) == 1
+    assert HostLock(tmp_path).take() is not None
+    saved.world.restart()
+
+
+@on_sqlite
+def test_a_ledger_that_somebody_opens_meanwhile_is_not_exchanged(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved.backup()
+    saved.world.kill()
+    file, finish = tmp_path / "ledger.sqlite", restoring._finish
+    with contextlib.closing(sqlite3.connect(file)) as other:
+
+        def opened(*arguments: object) -> None:
+            other.execute("SELECT count(*) FROM lease").fetchall()
+            finish(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(restoring, "_finish", opened)
+        number = file.stat().st_ino
+        with pytest.raises(Trouble, match=r"has .*ledger\.sqlite open"):
+            saved.restore()
+        epoch = other.execute("SELECT epoch FROM meter").fetchone()
+        # Now it is seen at once, and nobody is thrown out.
+        with pytest.raises(Trouble, match=r"has .*ledger\.sqlite open"):
+            saved.restore()
+        assert other.execute("SELECT epoch FROM meter").fetchone() == epoch
+    assert file.stat().st_ino == number
+    monkeypatch.undo()
+    saved.stopped_and_restored()
+
+
+@on_sqlite
+def test_a_log_that_another_ledger_left_is_not_mixed_into_the_restored_one(
+    saved: Saved, tmp_path: Path
+) -> None:
+    saved.backup()
+    saved.world.kill()
+    (tmp_path / "ledger.sqlite").unlink()
+    left = tmp_path / "ledger.sqlite-wal"
+    left.write_bytes(b"of another one")
+    with pytest.raises(Trouble, match=r"sqlite-wal belongs to a ledger that is gone"):
+        saved.restore()
+    left.unlink()
+    assert saved.restore().aside is None
+    saved.world.restart()
+
+
+@on_sqlite
+@pytest.mark.parametrize("step", ["sync", "link", "replace"])
+def test_a_disk_that_fails_while_the_ledger_is_exchanged(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    saved.backup()
+    saved.world.kill()
+    was = _names(saved)
+
+    def fails(*names: object) -> None:
+        assert (tmp_path / "ledger.sqlite").exists()
+        raise OSError(errno.EIO, "Input/output error", str(names[0]))
+
+    with monkeypatch.context() as patch:
+        where: object = {"sync": restoring, "link": os, "replace": Path}[step]
+        patch.setattr(where, step, fails)
+        with pytest.raises(Trouble, match="Input/output error"):
+            saved.restore()
+    assert _names(saved) == was
+    saved.world.restart()
+    assert saved.world.view(lease_id).state == "running"
 
 
 def test_into_an_empty_database_of_an_older_revision(
