@@ -281,6 +281,20 @@ def test_a_backup_is_private_complete_and_never_over_another(saved: Saved) -> No
         saved.backup()
 
 
+def test_a_copy_whose_manifest_cannot_be_written_is_not_left(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpuslice.cli.backup.write_private", full)
+        with pytest.raises(Trouble, match="No space left"):
+            saved.backup()
+    assert list(saved.file.parent.glob("*sa ved*")) == []
+    saved.backup()
+
+
 def test_a_restore_needs_the_word_for_it_and_a_stopped_service(saved: Saved) -> None:
     saved.backup()
     spawn(saved.world, "ada", "quarter", [])
