@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +28,7 @@ from gpuslice.cli.backupfile import manifest_of, read_manifest
 from gpuslice.cli.restore import Restored, Wish, restore
 from gpuslice.cli.trouble import Trouble
 from gpuslice.ledger import migrate
-from gpuslice.ledger.database import Database, sqlite_url
+from gpuslice.ledger.database import Database, LedgerError, make_engine, sqlite_url
 from gpuslice.ledger.tables import Audit, Entry, Lease, Meter
 from gpuslice.units import HOUR_US, MINUTE_US, SECOND_US
 from ledgerworld import World
@@ -495,3 +499,76 @@ def test_other_peoples_tables_are_neither_saved_nor_moved(
         backup(postgres_url, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
     database.close()
+
+
+# --- on PostgreSQL the old ledger is put back, or at least not forgotten --------------------------
+
+on_postgres = pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
+
+#: Restores, says when the old ledger is aside, and then waits.
+_SLOW_RESTORE = """
+import sys, time
+from pathlib import Path
+from gpuslice.cli import pgtools
+from gpuslice.cli.restore import Wish, restore
+
+def wait(*_):
+    print("aside", flush=True)
+    time.sleep(60)
+
+pgtools.load = wait
+restore(Wish(sys.argv[1], Path(sys.argv[2]), True, "root", "a disk died", int(sys.argv[3])))
+"""
+
+
+def _interrupted(saved: Saved, number: signal.Signals) -> None:
+    """The service ends, and a restore gets a signal while there is no ledger in its place."""
+    saved.world.do(saved.world.live().close())
+    saved.world.kill()
+    with subprocess.Popen(
+        [sys.executable, "-c", _SLOW_RESTORE, saved.url, str(saved.file), str(saved.world.now)],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"aside\n"
+        process.send_signal(number)
+        assert process.wait(60) != 0
+
+
+@on_postgres
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_restore_that_is_told_to_end_puts_the_ledger_back(
+    saved: Saved, number: signal.Signals
+) -> None:
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    saved.backup()
+    _interrupted(saved, number)
+    saved.world.restart()
+    assert saved.world.view(lease_id).state == "running"
+
+
+@on_postgres
+@pytest.mark.parametrize("again", [True, False], ids=["restored", "put-back"])
+def test_after_a_killed_restore_no_service_makes_an_empty_ledger(saved: Saved, again: bool) -> None:
+    saved.backup()
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    _interrupted(saved, signal.SIGKILL)
+    with pytest.raises(LedgerError, match="in the schema gpuslice_before_"):
+        saved.world.restart()
+    saved.world.kill()
+    if again:
+        assert saved.restore(replace=False).aside is None
+    else:
+        page = Path(__file__).parents[2] / "docs/administrators/backup.md"
+        [block] = re.findall(r"<<'SQL'\n(.*?)SQL\n", page.read_text(), re.DOTALL)
+        engine = make_engine(saved.url)
+        with engine.begin() as connection:
+            schemas = sa.inspect(connection).get_schema_names()
+            [aside] = [name for name in schemas if name.startswith("gpuslice_before_")]
+            block = re.sub(r"gpuslice_before_\d+_\d+", aside, block)
+            connection.exec_driver_sql(block.replace("%", "%%"))
+        engine.dispose()
+    saved.world.restart()
+    assert (saved.world.do(saved.world.live().lease(lease_id)) is None) == again

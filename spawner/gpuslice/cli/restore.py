@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -22,7 +24,7 @@ from gpuslice.cli.backupfile import Manifest, give_name, make_private, read_mani
 from gpuslice.cli.trouble import Trouble
 from gpuslice.ledger import migrate
 from gpuslice.ledger.database import Database, LedgerError, make_engine, sqlite_url, unavailable
-from gpuslice.ledger.migrate import SCHEMA_LOCK, VERSION_TABLE
+from gpuslice.ledger.migrate import ASIDE, SCHEMA_LOCK, VERSION_TABLE
 from gpuslice.ledger.tables import Audit
 from gpuslice.units import to_datetime
 
@@ -73,11 +75,12 @@ def restore(wish: Wish) -> Restored:
             f"{kind}."
         )
     try:
-        if kind == "sqlite":
-            engine.dispose()
-            aside = _sqlite(wish, manifest, Path(engine.url.database or "").absolute())
-        else:
-            aside = _postgres(wish, manifest, engine)
+        with _told_to_end():
+            if kind == "sqlite":
+                engine.dispose()
+                aside = _sqlite(wish, manifest, Path(engine.url.database or "").absolute())
+            else:
+                aside = _postgres(wish, manifest, engine)
     except LedgerError as error:
         raise Trouble(str(error)) from None
     except OSError as error:
@@ -87,6 +90,25 @@ def restore(wish: Wish) -> Restored:
     finally:
         engine.dispose()
     return Restored(manifest, aside)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a restore like Ctrl-C: what was begun is taken back first, and a
+    second signal does not interrupt that."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def told(_number: int, _frame: FrameType | None) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, told) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _name(engine: sa.Engine) -> str:
@@ -271,7 +293,7 @@ def _move_tables_aside(wish: Wish, engine: sa.Engine) -> tuple[str | None, str, 
         if not sa.inspect(connection).has_table(VERSION_TABLE):
             return None, home, 0
     _must_replace(wish)
-    aside = f"{pgtools.ASIDE}{_aside(wish.now)}"
+    aside = f"{ASIDE}{_aside(wish.now)}"
     with _database(wish.url) as database:
 
         def work(session: Session) -> int:
