@@ -572,3 +572,31 @@ def test_after_a_killed_restore_no_service_makes_an_empty_ledger(saved: Saved, a
         engine.dispose()
     saved.world.restart()
     assert (saved.world.do(saved.world.live().lease(lease_id)) is None) == again
+
+
+@on_postgres
+@pytest.mark.parametrize("lacks_right", ["create", "owner"])
+def test_a_role_that_may_not_restore_is_told_what_it_needs(saved: Saved, lacks_right: str) -> None:
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    saved.backup()
+    saved.world.kill()
+    engine = make_engine(saved.url)
+    role, database = f"role_{lacks_right}", engine.url.database
+    with engine.begin() as connection:
+        run = connection.exec_driver_sql
+        run(f"CREATE ROLE {role} LOGIN")
+        run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        if lacks_right == "owner":
+            run(f'GRANT CREATE ON DATABASE "{database}" TO {role}')
+    url = engine.url.set(username=role).render_as_string(hide_password=False)
+    wish = Wish(url, saved.file, replace=True, actor="a", reason="r", now=saved.world.now)
+    try:
+        with pytest.raises(Trouble, match="CREATE on the database"):
+            restore(wish)
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+        engine.dispose()
+    saved.world.restart()
+    assert saved.world.view(lease_id).state == "running"

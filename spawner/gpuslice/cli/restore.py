@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from gpuslice.broker import meter
@@ -85,7 +85,7 @@ def restore(wish: Wish) -> Restored:
         raise Trouble(str(error)) from None
     except OSError as error:
         raise Trouble(f"Cannot restore: {error.filename}: {error.strerror}.") from None
-    except OperationalError as error:
+    except DBAPIError as error:
         raise Trouble(str(unavailable(_name(engine), error))) from None
     finally:
         engine.dispose()
