@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import re
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +19,16 @@ import sqlalchemy as sa
 
 from gpuslice import wire
 from gpuslice.broker import meter
+from gpuslice.broker.hostlock import HostLock
 from gpuslice.broker.strangers import AdoptServer
 from gpuslice.cli import lacks, pgtools
+from gpuslice.cli import restore as restoring
 from gpuslice.cli.backup import backup
 from gpuslice.cli.backupfile import manifest_of, read_manifest
 from gpuslice.cli.restore import Restored, Wish, restore
 from gpuslice.cli.trouble import Trouble
 from gpuslice.ledger import migrate
-from gpuslice.ledger.database import Database, sqlite_url
+from gpuslice.ledger.database import Database, LedgerError, make_engine, sqlite_url
 from gpuslice.ledger.tables import Audit, Entry, Lease, Meter
 from gpuslice.units import HOUR_US, MINUTE_US, SECOND_US
 from ledgerworld import World
@@ -39,11 +48,11 @@ class Saved:
     def backup(self) -> None:
         backup(self.url, self.file, clock=self.world.clock)
 
-    def restore(self, *, replace: bool = True) -> Restored:
+    def restore(self, *, replace: bool = True, lock: HostLock | None = None) -> Restored:
         return restore(
             Wish(
                 url=self.url, source=self.file, replace=replace, actor="root", reason="a disk died",
-                now=self.world.now,
+                now=self.world.now, lock=lock,
             )
         )  # fmt: skip
 
@@ -276,6 +285,20 @@ def test_a_backup_is_private_complete_and_never_over_another(saved: Saved) -> No
         saved.backup()
 
 
+def test_a_copy_whose_manifest_cannot_be_written_is_not_left(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpuslice.cli.backup.write_private", full)
+        with pytest.raises(Trouble, match="No space left"):
+            saved.backup()
+    assert list(saved.file.parent.glob("*sa ved*")) == []
+    saved.backup()
+
+
 def test_a_restore_needs_the_word_for_it_and_a_stopped_service(saved: Saved) -> None:
     saved.backup()
     spawn(saved.world, "ada", "quarter", [])
@@ -315,6 +338,110 @@ def test_a_damaged_backup_is_refused_and_the_ledger_is_as_it_was(saved: Saved) -
         saved.restore()
     world.restart()
     assert world.view(lease_id).state == "running"
+
+
+# --- on SQLite nobody else begins, and there is a ledger at every moment -------------------------
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def _names(saved: Saved) -> list[str]:
+    return sorted(path.name for path in saved.file.parent.glob("*ledger*"))
+
+
+@on_sqlite
+def test_no_service_of_another_container_begins_while_a_restore_works(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the engine starts a container again: no process in sight, the folder is shared."""
+    saved.backup()
+    saved.world.kill()
+    finish, tried = restoring._finish, []
+
+    def begins(*arguments: object) -> None:
+        other = Database(saved.url)
+        place = other.read(lambda s: s.scalars(sa.select(Meter.boot_id)).one())
+        seen_from_there = place.replace(str(Path("/proc/self/ns/pid").readlink()), "pid:[1]")
+        with other.engine.begin() as connection:
+            connection.execute(sa.update(Meter).values(boot_id=seen_from_there, beat_us=0))
+        with pytest.raises(meter.MeterLives):
+            other.write(lambda s: meter.acquire(s, now=1, lock=HostLock(tmp_path)))
+        other.close()
+        tried.append(place)
+        finish(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(restoring, "_finish", begins)
+    saved.restore(lock=HostLock(tmp_path))
+    assert len(tried) == 1
+    assert HostLock(tmp_path).take() is not None
+    saved.world.restart()
+
+
+@on_sqlite
+def test_a_ledger_that_somebody_opens_meanwhile_is_not_exchanged(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved.backup()
+    saved.world.kill()
+    file, finish = tmp_path / "ledger.sqlite", restoring._finish
+    with contextlib.closing(sqlite3.connect(file)) as other:
+
+        def opened(*arguments: object) -> None:
+            other.execute("SELECT count(*) FROM lease").fetchall()
+            finish(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(restoring, "_finish", opened)
+        number = file.stat().st_ino
+        with pytest.raises(Trouble, match=r"has .*ledger\.sqlite open"):
+            saved.restore()
+        epoch = other.execute("SELECT epoch FROM meter").fetchone()
+        # Now it is seen at once, and nobody is thrown out.
+        with pytest.raises(Trouble, match=r"has .*ledger\.sqlite open"):
+            saved.restore()
+        assert other.execute("SELECT epoch FROM meter").fetchone() == epoch
+    assert file.stat().st_ino == number
+    monkeypatch.undo()
+    saved.stopped_and_restored()
+
+
+@on_sqlite
+def test_a_log_that_another_ledger_left_is_not_mixed_into_the_restored_one(
+    saved: Saved, tmp_path: Path
+) -> None:
+    saved.backup()
+    saved.world.kill()
+    (tmp_path / "ledger.sqlite").unlink()
+    left = tmp_path / "ledger.sqlite-wal"
+    left.write_bytes(b"of another one")
+    with pytest.raises(Trouble, match=r"sqlite-wal belongs to a ledger that is gone"):
+        saved.restore()
+    left.unlink()
+    assert saved.restore().aside is None
+    saved.world.restart()
+
+
+@on_sqlite
+@pytest.mark.parametrize("step", ["sync", "link", "replace"])
+def test_a_disk_that_fails_while_the_ledger_is_exchanged(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    saved.backup()
+    saved.world.kill()
+    was = _names(saved)
+
+    def fails(*names: object) -> None:
+        assert (tmp_path / "ledger.sqlite").exists()
+        raise OSError(errno.EIO, "Input/output error", str(names[0]))
+
+    with monkeypatch.context() as patch:
+        where: object = {"sync": restoring, "link": os, "replace": Path}[step]
+        patch.setattr(where, step, fails)
+        with pytest.raises(Trouble, match="Input/output error"):
+            saved.restore()
+    assert _names(saved) == was
+    saved.world.restart()
+    assert saved.world.view(lease_id).state == "running"
 
 
 def test_into_an_empty_database_of_an_older_revision(
@@ -372,3 +499,104 @@ def test_other_peoples_tables_are_neither_saved_nor_moved(
         backup(postgres_url, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
     database.close()
+
+
+# --- on PostgreSQL the old ledger is put back, or at least not forgotten --------------------------
+
+on_postgres = pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
+
+#: Restores, says when the old ledger is aside, and then waits.
+_SLOW_RESTORE = """
+import sys, time
+from pathlib import Path
+from gpuslice.cli import pgtools
+from gpuslice.cli.restore import Wish, restore
+
+def wait(*_):
+    print("aside", flush=True)
+    time.sleep(60)
+
+pgtools.load = wait
+restore(Wish(sys.argv[1], Path(sys.argv[2]), True, "root", "a disk died", int(sys.argv[3])))
+"""
+
+
+def _interrupted(saved: Saved, number: signal.Signals) -> None:
+    """The service ends, and a restore gets a signal while there is no ledger in its place."""
+    saved.world.do(saved.world.live().close())
+    saved.world.kill()
+    with subprocess.Popen(
+        [sys.executable, "-c", _SLOW_RESTORE, saved.url, str(saved.file), str(saved.world.now)],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"aside\n"
+        process.send_signal(number)
+        assert process.wait(60) != 0
+
+
+@on_postgres
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_restore_that_is_told_to_end_puts_the_ledger_back(
+    saved: Saved, number: signal.Signals
+) -> None:
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    saved.backup()
+    _interrupted(saved, number)
+    saved.world.restart()
+    assert saved.world.view(lease_id).state == "running"
+
+
+@on_postgres
+@pytest.mark.parametrize("again", [True, False], ids=["restored", "put-back"])
+def test_after_a_killed_restore_no_service_makes_an_empty_ledger(saved: Saved, again: bool) -> None:
+    saved.backup()
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    _interrupted(saved, signal.SIGKILL)
+    with pytest.raises(LedgerError, match="in the schema gpuslice_before_"):
+        saved.world.restart()
+    saved.world.kill()
+    if again:
+        assert saved.restore(replace=False).aside is None
+    else:
+        page = Path(__file__).parents[2] / "docs/administrators/backup.md"
+        [block] = re.findall(r"<<'SQL'\n(.*?)SQL\n", page.read_text(), re.DOTALL)
+        engine = make_engine(saved.url)
+        with engine.begin() as connection:
+            schemas = sa.inspect(connection).get_schema_names()
+            [aside] = [name for name in schemas if name.startswith("gpuslice_before_")]
+            block = re.sub(r"gpuslice_before_\d+_\d+", aside, block)
+            connection.exec_driver_sql(block.replace("%", "%%"))
+        engine.dispose()
+    saved.world.restart()
+    assert (saved.world.do(saved.world.live().lease(lease_id)) is None) == again
+
+
+@on_postgres
+@pytest.mark.parametrize("lacks_right", ["create", "owner"])
+def test_a_role_that_may_not_restore_is_told_what_it_needs(saved: Saved, lacks_right: str) -> None:
+    lease_id = spawn(saved.world, "ada", "quarter", [])
+    saved.backup()
+    saved.world.kill()
+    engine = make_engine(saved.url)
+    role, database = f"role_{lacks_right}", engine.url.database
+    with engine.begin() as connection:
+        run = connection.exec_driver_sql
+        run(f"CREATE ROLE {role} LOGIN")
+        run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        if lacks_right == "owner":
+            run(f'GRANT CREATE ON DATABASE "{database}" TO {role}')
+    url = engine.url.set(username=role).render_as_string(hide_password=False)
+    wish = Wish(url, saved.file, replace=True, actor="a", reason="r", now=saved.world.now)
+    try:
+        with pytest.raises(Trouble, match="CREATE on the database"):
+            restore(wish)
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+        engine.dispose()
+    saved.world.restart()
+    assert saved.world.view(lease_id).state == "running"

@@ -128,30 +128,25 @@ def take_over(database: Database, folder: Path) -> HostLock:
 
 
 @pytest.fixture
-def contained(postgres_url: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def contained(database: Database, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A service that meters the ledger in another container of this machine, with our folder."""
-    database = Database(postgres_url)
-    migrate.upgrade(database.engine)
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, postgres_url, str(tmp_path)],
+        [sys.executable, "-c", _HOLDER, database.url, str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"metering\n"
     row = database.read(lambda s: s.scalars(sa.select(Meter.boot_id)).one())
     change(database, boot_id=f"{ELSEWHERE}/{row.rpartition('/')[2]}", pid=2**22 + 1)
-    database.close()
     yield process
     process.kill()
     process.communicate()
 
 
-@pytest.mark.postgres
 def test_a_service_in_a_container_that_is_gone_is_replaced_at_once(
-    postgres_url: str, tmp_path: Path, contained: subprocess.Popen[bytes]
+    database: Database, tmp_path: Path, contained: subprocess.Popen[bytes]
 ) -> None:
     """Its beat is fresh and its process in no table that we see: the lock alone tells."""
-    database = Database(postgres_url)
     contained.send_signal(signal.SIGSTOP)
     with pytest.raises(meter.MeterLives):
         take_over(database, tmp_path)
@@ -172,7 +167,24 @@ def test_a_service_in_a_container_that_is_gone_is_replaced_at_once(
     assert HostLock(tmp_path).take() is None
     lock.release()
     assert HostLock(tmp_path).take() is not None
-    database.close()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_on_sqlite_a_service_in_a_container_lives_while_it_has_its_lock(
+    database: Database, tmp_path: Path, contained: subprocess.Popen[bytes]
+) -> None:
+    """It has no standby to beat for, and a process with its number may be here or not."""
+    change(database, beat_us=0)
+    for pid in (2**22 + 1, os.getpid()):
+        change(database, pid=pid)
+        assert lives(database)
+        with pytest.raises(meter.MeterLives):
+            take_over(database, tmp_path)
+        with pytest.raises(meter.MeterLives):
+            acquire(database)
+    contained.kill()
+    contained.wait()
+    take_over(database, tmp_path).release()
 
 
 @pytest.mark.postgres

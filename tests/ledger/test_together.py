@@ -4,7 +4,7 @@ lease, backups, a service that ends, and one that was replaced."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gpuslice.broker import meter
 from gpuslice.broker.core import HubUser
 from gpuslice.broker.housekeeping import Housekeeping
 from gpuslice.broker.moneyviews import GiveCredit, GrantMore
-from gpuslice.broker.queuedesk import JoinFor
+from gpuslice.broker.queuedesk import JoinFor, QueueDesk
 from gpuslice.broker.reservationviews import AddReservation
 from gpuslice.broker.strangers import AdoptServer
 from gpuslice.cli.backup import backup
@@ -43,14 +43,15 @@ STRANGER = "5" * 32
 
 
 class FakeHub:
-    """A hub with these users, and what it was asked to start."""
+    """A hub with these users, and what it was asked to start and to stop."""
 
     def __init__(self) -> None:
         self.names: set[str] = {"ada", "bob", "cleo"}
         self.started: list[str] = []
+        self.stopped: list[str] = []
 
     async def stop_server(self, user: str, server: str) -> None:
-        raise RuntimeError("not in these tests: the node stops servers")
+        self.stopped.append(user)
 
     async def start_server(self, user: str, server: str, options: dict[str, str]) -> None:
         self.started.append(user)
@@ -309,3 +310,59 @@ def test_a_service_that_was_replaced_keeps_no_house(world: World) -> None:
     assert len(after["entry"]) == len(before["entry"]) + 1
     missing = world.do(world.live().people.named("user", "ada")).missing_since_us
     assert missing is not None
+
+
+def asks_hub_to_stop(world: World, lease_id: str) -> Coroutine[Any, Any, None]:
+    """A service's call to the hub for a stop, before the first of its steps."""
+    broker = world.live()
+    view = world.stop(lease_id)
+    assert world.hub is not None
+    return broker._ask_hub(world.hub, view)
+
+
+def test_the_hub_is_asked_to_end_only_the_server_that_was_meant(world: World) -> None:
+    """It knows servers by name: a service that slept must not end the user's next one."""
+    assert isinstance(world.hub, FakeHub)
+    world.do(asks_hub_to_stop(world, spawn(world, "ada", "quarter", [])))
+    assert world.hub.stopped == ["ada"]
+    late = asks_hub_to_stop(world, spawn(world, "bob", "quarter", []))
+    stop_all(world)
+    spawn(world, "bob", "quarter", [])
+    world.do(late)
+    assert world.hub.stopped == ["ada"]
+
+
+def test_a_service_that_was_replaced_asks_the_hub_for_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(world.hub, FakeHub)
+    late = asks_hub_to_stop(world, spawn(world, "ada", "quarter", []))
+    join(world, "bob", "quarter", auto_start=True)
+    real, slept = QueueDesk._start, []
+
+    async def start(desk: QueueDesk, *arguments: Any) -> None:
+        world.database.write(lambda s: meter.void(s, above=0))
+        slept.append(desk)
+        await real(desk, *arguments)
+
+    monkeypatch.setattr(QueueDesk, "_start", start)
+    with pytest.raises(meter.EpochLost):
+        world.do(world.live().queue.serve_line())
+    world.do(late)
+    assert (len(slept), world.hub.started, world.hub.stopped) == (1, [], [])
+
+
+def test_what_was_left_meanwhile_is_not_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(world.hub, FakeHub)
+    asked = join(world, "bob", "whole", auto_start=True)
+    real = QueueDesk._start
+
+    async def start(desk: QueueDesk, *arguments: Any) -> None:
+        await desk.leave(asked.request_id, "bob", "bob", None)
+        await real(desk, *arguments)
+
+    monkeypatch.setattr(QueueDesk, "_start", start)
+    world.do(world.live().queue.serve_line())
+    assert world.hub.started == []

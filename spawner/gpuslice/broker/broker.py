@@ -563,8 +563,17 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
 
     async def _ask_hub(self, hub: Hub, view: wire.LeaseView) -> None:
+        def still_runs(session: Session, _now: int) -> bool:
+            lease = views.live_lease(session, view.user, view.server)
+            return lease is not None and lease.id == view.lease_id
+
         try:
-            await hub.stop_server(view.user, view.server)
+            # The hub knows servers by name only, and this service may have slept for long: it must
+            # not end the next server of that name, nor ask at all once another one meters.
+            if await self._write(still_runs):
+                await hub.stop_server(view.user, view.server)
+        except LedgerError as error:
+            log.warning("event=hub-not-asked lease=%s message=%r", view.lease_id, str(error))
         except Exception as error:  # noqa: BLE001 (whatever it is, the node stops it later)
             self.errors.count("hub")
             log.warning("event=hub-stop-failed lease=%s message=%r", view.lease_id, str(error))

@@ -6,7 +6,9 @@ its epoch gone and ends.
 
 Whether a meter lives: on this machine its process says so, and where that cannot be seen (another
 container's) its lock. On PostgreSQL it may run on another machine, or be stopped and hold on to
-everything, so there only its beat counts, by the database's own clock.
+everything, so there only its beat counts, by the database's own clock. On SQLite all who have the
+file are on one machine, and a meter that only waits does not beat: a lock that nobody else gets is
+as good as its process.
 """
 
 from __future__ import annotations
@@ -131,16 +133,16 @@ def _left(row: Meter, held: str | None) -> bool:
 def _lives(session: Session, row: Meter, now: int) -> bool:
     if row.pid == _NOBODY:
         return False
-    boot, processes, _ = _where(row)
-    here = boot == boot_id()
-    if shared(session):
-        # Containers of one machine have its boot, but a pid means another process in each.
-        here = here and processes == _processes()
-    if here:
+    boot, processes, lock = _where(row)
+    # Containers of one machine have its boot, but a pid means another process in each.
+    if boot == boot_id() and processes == _processes():
         # A reused pid has another start time, so it is not taken for the old meter.
         runs = row.pid != os.getpid() and start_ticks(row.pid) == row.pid_start
         if not runs or not shared(session):
             return runs
+    elif boot == boot_id() and lock and not shared(session):
+        # `_left` would have known if it had been given up.
+        return True
     return _clock(session, now) - row.beat_us < STALE_US
 
 

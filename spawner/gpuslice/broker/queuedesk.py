@@ -15,6 +15,7 @@ from gpuslice import wire
 from gpuslice.broker import lifecycle, queue, views
 from gpuslice.broker.core import Core, Hub, HubUser
 from gpuslice.broker.grant import GrantRules
+from gpuslice.broker.meter import EpochLost
 from gpuslice.errors import Refused
 from gpuslice.ledger import accounts
 from gpuslice.ledger.tables import LIVE_STATES, WAITING_STATES, Lease, QueueRequest
@@ -412,8 +413,17 @@ class QueueDesk:
     ) -> None:
         """Have the hub start a server whose user chose so; if that fails, the offer runs out."""
         assert self._hub is not None
+
+        def still_wanted(session: Session, _now: int) -> bool:
+            found = session.get(QueueRequest, request_id)
+            return found is not None and found.state == "starting"
+
         try:
-            await self._hub.start_server(user, server, options)
+            # This service may have slept since it made the offer; see `Broker._ask_hub`.
+            if await self._core.write(still_wanted):
+                await self._hub.start_server(user, server, options)
+        except EpochLost:
+            raise
         except Exception as error:  # noqa: BLE001 (the offer runs out, and its user is told)
             self._core.errors.count("hub")
             log.warning("event=hub-start-failed request=%s message=%r", request_id, str(error))

@@ -47,7 +47,11 @@ def backup(url: str, target: Path, *, clock: Callable[[], int] = now_us) -> Mani
         try:
             manifest = _copy(url, part, clock())
             give_name(part, target)
-            write_private(manifest_of(target), manifest.model_dump_json(indent=2) + "\n")
+            try:
+                write_private(manifest_of(target), manifest.model_dump_json(indent=2) + "\n")
+            except BaseException:
+                target.unlink()
+                raise
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:

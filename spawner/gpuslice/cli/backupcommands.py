@@ -52,6 +52,7 @@ def restore(
     config: Path | None,
 ) -> None:  # fmt: skip
     """Make the backup SOURCE the ledger. Stop the service first, and each standby."""
+    from gpuslice.broker.hostlock import HostLock
     from gpuslice.cli import lacks
     from gpuslice.cli.operator import login
     from gpuslice.cli.restore import Wish
@@ -59,14 +60,17 @@ def restore(
     from gpuslice.cli.state import State
     from gpuslice.units import now_us
 
-    url = _url(state, config)
+    url, layout = _url(state, config), State(state.absolute())
     done = put_back(
-        Wish(url=url, source=source, replace=replace, actor=login(), reason=reason, now=now_us())
-    )
+        Wish(
+            url=url, source=source, replace=replace, actor=login(), reason=reason, now=now_us(),
+            lock=HostLock(layout.secrets),
+        )
+    )  # fmt: skip
     click.echo(f"The ledger is as of {lacks.moment(done.manifest.taken_us)}.")
     if done.aside is not None:
         click.echo(f"The one before it is now {done.aside}.")
-    for line in lacks.compare(url, node_socket or State(state.absolute()).node):
+    for line in lacks.compare(url, node_socket or layout.node):
         click.echo(line)
     click.echo(
         "Start the service: it bills what is missing. Then look: gpuslice restored, "

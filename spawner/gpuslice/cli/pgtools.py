@@ -10,13 +10,11 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from gpuslice.cli.trouble import Trouble
-from gpuslice.ledger.migrate import VERSION_TABLE
+from gpuslice.ledger.migrate import ASIDE, VERSION_TABLE
 from gpuslice.ledger.tables import Base
 
 #: Every table of the ledger, of this revision and of those before it.
 TABLES = frozenset({*Base.metadata.tables, VERSION_TABLE, "quota_policy"})
-#: Where a restore puts what was there before; not part of later backups.
-ASIDE = "gpuslice_before_"
 
 
 def dump(engine: sa.Engine, snapshot: str, target: Path) -> None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from gpuslice.broker import meter
+from gpuslice.broker.hostlock import HostLock
 from gpuslice.cli import pgtools
 from gpuslice.cli.backup import read_postgres, read_sqlite
-from gpuslice.cli.backupfile import Manifest, give_name, make_private, read_manifest
+from gpuslice.cli.backupfile import Manifest, give_name, make_private, read_manifest, sync
 from gpuslice.cli.trouble import Trouble
 from gpuslice.ledger import migrate
 from gpuslice.ledger.database import Database, LedgerError, make_engine, sqlite_url, unavailable
-from gpuslice.ledger.migrate import SCHEMA_LOCK, VERSION_TABLE
+from gpuslice.ledger.migrate import ASIDE, SCHEMA_LOCK, VERSION_TABLE
 from gpuslice.ledger.tables import Audit
 from gpuslice.units import to_datetime
 
@@ -40,6 +43,8 @@ class Wish:
     reason: str
     #: The time that is noted, UTC microseconds.
     now: int
+    #: The one that services of this machine take: on SQLite none begins while this has it.
+    lock: HostLock | None = None
 
 
 @dataclass(frozen=True)
@@ -70,20 +75,40 @@ def restore(wish: Wish) -> Restored:
             f"{kind}."
         )
     try:
-        if kind == "sqlite":
-            engine.dispose()
-            aside = _sqlite(wish, manifest, Path(engine.url.database or "").absolute())
-        else:
-            aside = _postgres(wish, manifest, engine)
+        with _told_to_end():
+            if kind == "sqlite":
+                engine.dispose()
+                aside = _sqlite(wish, manifest, Path(engine.url.database or "").absolute())
+            else:
+                aside = _postgres(wish, manifest, engine)
     except LedgerError as error:
         raise Trouble(str(error)) from None
     except OSError as error:
         raise Trouble(f"Cannot restore: {error.filename}: {error.strerror}.") from None
-    except OperationalError as error:
+    except DBAPIError as error:
         raise Trouble(str(unavailable(_name(engine), error))) from None
     finally:
         engine.dispose()
     return Restored(manifest, aside)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a restore like Ctrl-C: what was begun is taken back first, and a
+    second signal does not interrupt that."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def told(_number: int, _frame: FrameType | None) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, told) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _name(engine: sa.Engine) -> str:
@@ -132,14 +157,15 @@ def _sqlite(wish: Wish, manifest: Manifest, ledger: Path) -> str | None:
             _check_counts(read_sqlite(part), manifest)
         except sqlite3.Error as error:
             raise Trouble(f"{wish.source} is no database: {error}.") from None
-        old_epoch = _stopped_sqlite(ledger, wish.now) if there else 0
+        old_epoch = _stopped_sqlite(ledger, wish) if there else 0
         with _database(sqlite_url(part)) as database:
             migrate.upgrade(database.engine)
             database.write(lambda s: _finish(s, wish, manifest, old_epoch))
         _give_owner(part, ledger.parent)
-        aside = _move_aside(ledger, wish.now) if ledger.exists() else None
-        give_name(part, ledger)
+        aside = _take_its_place(part, ledger, wish.now)
     finally:
+        if wish.lock is not None:
+            wish.lock.release()
         for left in (part, *_companions(part)):
             left.unlink(missing_ok=True)
     return str(aside) if aside is not None else None
@@ -154,13 +180,24 @@ def _database(url: str) -> Iterator[Database]:
         database.close()
 
 
-def _stopped_sqlite(ledger: Path, now: int) -> int:
+def _stopped_sqlite(ledger: Path, wish: Wish) -> int:
     """The epoch under which no service runs on this ledger, taken so that none begins to."""
     try:
         with _database(sqlite_url(ledger)) as database:
-            if migrate.current_revision(database.engine) is None:
-                return 0
-            epoch = database.write(lambda s: meter.acquire(s, now=now))
+            revision = migrate.current_revision(database.engine)
+        if revision is None:
+            return 0
+        open_elsewhere = _open_elsewhere(ledger)
+
+        def work(session: Session) -> int:
+            epoch = meter.acquire(session, now=wish.now, lock=wish.lock)
+            if open_elsewhere is not None:
+                # Nothing of this transaction is kept: nobody is thrown out for nothing.
+                raise open_elsewhere
+            return epoch
+
+        with _database(sqlite_url(ledger)) as database:
+            return database.write(work)
     except LedgerError:
         raise
     except DBAPIError as error:
@@ -168,19 +205,48 @@ def _stopped_sqlite(ledger: Path, now: int) -> int:
             f"The ledger {ledger} cannot be read ({error.orig}), so nobody can say whether a "
             "service uses it: stop all, move it away yourself, and restore again."
         ) from None
-    if any(path.exists() for path in _companions(ledger)):
-        raise Trouble(f"Another process has {ledger} open: end it, and restore again.")
-    return epoch
+
+
+def _open_elsewhere(ledger: Path) -> Trouble | None:
+    """What is wrong if a database has companions while this process does not have it open.
+
+    The last one that has it open removes them, and this one had. Beside another database than
+    their own they would become a part of it.
+    """
+    left = next((path for path in _companions(ledger) if path.exists()), None)
+    if left is None:
+        return None
+    if ledger.exists() and ledger.stat().st_size > 0:
+        return Trouble(f"Another process has {ledger} open: end it, and restore again.")
+    return Trouble(f"{left} belongs to a ledger that is gone: move it away, and restore again.")
 
 
 def _companions(ledger: Path) -> list[Path]:
     return [ledger.with_name(f"{ledger.name}{end}") for end in ("-wal", "-shm")]
 
 
-def _move_aside(ledger: Path, now: int) -> Path:
+def _take_its_place(part: Path, ledger: Path, now: int) -> Path | None:
+    """The copy gets the ledger's name; where the one before it is now.
+
+    There is a ledger under that name at every moment: a service that starts where there is none
+    makes an empty one.
+    """
+    open_elsewhere = _open_elsewhere(ledger)
+    if open_elsewhere is not None:
+        raise open_elsewhere
+    if not ledger.exists():
+        give_name(part, ledger)
+        return None
     aside = ledger.with_name(f"{ledger.name}.before-{_aside(now)}")
     os.link(ledger, aside)  # never over another one, which rename would be
-    ledger.unlink()
+    try:
+        sync(part)
+        sync(ledger.parent)
+        part.replace(ledger)
+    except BaseException:
+        aside.unlink()
+        raise
+    sync(ledger.parent)
     return aside
 
 
@@ -227,7 +293,7 @@ def _move_tables_aside(wish: Wish, engine: sa.Engine) -> tuple[str | None, str, 
         if not sa.inspect(connection).has_table(VERSION_TABLE):
             return None, home, 0
     _must_replace(wish)
-    aside = f"{pgtools.ASIDE}{_aside(wish.now)}"
+    aside = f"{ASIDE}{_aside(wish.now)}"
     with _database(wish.url) as database:
 
         def work(session: Session) -> int:

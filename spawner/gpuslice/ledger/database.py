@@ -194,6 +194,7 @@ _HINTS = {
     "unable to open database file": "create its folder and check the permissions",
     "database or disk is full": "free some disk space",
     "53100": "free some disk space",
+    "42501": "have its role own the database, or own its tables and have CREATE on the database",
 }
 
 

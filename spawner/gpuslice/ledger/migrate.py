@@ -17,6 +17,8 @@ from gpuslice.ledger.database import UNUSABLE, LedgerError, unavailable
 VERSION_TABLE = "gpuslice_version"
 #: The advisory lock of PostgreSQL under which the schema is made, changed or restored.
 SCHEMA_LOCK = 0x6770_7573_6C69_6365
+#: How the schema's name begins into which a restore on PostgreSQL moves the ledger that was there.
+ASIDE = "gpuslice_before_"
 
 
 def config() -> Config:
@@ -59,7 +61,8 @@ def upgrade(engine: sa.Engine, revision: str = "head") -> None:
     On PostgreSQL of two that do so at once the second waits, and finds it done.
 
     Raises:
-        LedgerError: the database cannot be written, or is of a newer gpuslice.
+        LedgerError: the database cannot be written, is of a newer gpuslice, or was left without a
+            ledger by a restore that was killed.
     """
     made = config()
     try:
@@ -70,6 +73,7 @@ def upgrade(engine: sa.Engine, revision: str = "head") -> None:
                 # However long the other one needs.
                 connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
+                _refuse_beside_one_moved_aside(connection)
             made.attributes["connection"] = connection
             command.upgrade(made, revision)
     except UNUSABLE as error:
@@ -79,3 +83,20 @@ def upgrade(engine: sa.Engine, revision: str = "head") -> None:
             f"the ledger {engine.url.render_as_string(hide_password=True)} was written by another "
             f"version of gpuslice ({error}); install that version or restore a backup"
         ) from error
+
+
+def _refuse_beside_one_moved_aside(connection: sa.Connection) -> None:
+    """A ledger that a killed restore has moved away is not gone; an empty one would hide it."""
+    look = sa.inspect(connection)
+    if look.has_table(VERSION_TABLE):
+        return
+    aside = [
+        name
+        for name in look.get_schema_names()
+        if name.startswith(ASIDE) and look.has_table(VERSION_TABLE, schema=name)
+    ]
+    if aside:
+        raise LedgerError(
+            f"a restore did not end, and the ledger that was here is in the schema {max(aside)}: "
+            "run gpuslice restore again, or put that one back as the page on backups says"
+        )
