@@ -237,7 +237,15 @@ class World:
         return self.do(self.live().stop(lease_id, wire.StopLease(reason=reason, actor="u")))
 
     def reconcile(self) -> None:
-        self.do(self.live().reconcile())
+        """One comparison and one round of the queue; the service does each in its own time."""
+        self.do(self._round())
+
+    async def _round(self) -> None:
+        broker = self.live()
+        await broker.reconcile()
+        await broker.queue.serve_line()
+        if broker.queue.under_way:
+            await asyncio.wait(broker.queue.under_way)
 
     def view(self, lease_id: str) -> wire.LeaseView:
         view = self.do(self.live().lease(lease_id))

@@ -403,7 +403,8 @@ def offer(
         return None
     til = now + queue.offer_us
     if request.auto_start:
-        til = now + rules.start_timeout_us
+        # The hub may be away for a while, or pull an image before it asks for the slice.
+        til = now + max(rules.start_timeout_us, queue.offer_us)
         lease.open_before_us = til + queue.first_open_us
     lease.start_before_us = til
     request.state, request.state_us = ("starting" if request.auto_start else "offered"), now
@@ -424,6 +425,40 @@ def offer(
     )  # fmt: skip
     session.flush()
     return lease
+
+
+@dataclass(frozen=True)
+class ToStart:
+    """A server that the hub is to start, because its user chose so and has the turn."""
+
+    request_id: str
+    lease_id: str
+    user: str
+    server: str
+    options: Mapping[str, str]
+
+
+def to_start(session: Session) -> list[ToStart]:
+    """Whose turn it is to be started and who did not come for the slice yet."""
+    rows = session.execute(
+        sa.select(QueueRequest, Lease)
+        .join(Lease, Lease.id == QueueRequest.lease_id)
+        .where(
+            QueueRequest.state == "starting", Lease.state == LeaseState.GRANTED,
+            Lease.stop_requested_us.is_(None),
+            # The one that comes for it makes its own attempt of it.
+            Lease.attempt == QueueRequest.id,
+        )
+        .order_by(QueueRequest.state_us, QueueRequest.id)
+        .execution_options(populate_existing=True)
+    ).all()  # fmt: skip
+    return [
+        ToStart(
+            request.id, lease.id, request.user_name, request.server_name,
+            json.loads(request.options),
+        )
+        for request, lease in rows
+    ]  # fmt: skip
 
 
 def held_up(

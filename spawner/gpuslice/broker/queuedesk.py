@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -26,9 +27,12 @@ log = logging.getLogger(__name__)
 
 #: So many who wait are looked at in the hub in one round; the others have their turn later.
 _AT_ONCE = 20
-#: A server was used, and not just started, if the hub says so this long after its start.
+#: All questions of one round to the hub together take at most so long.
+_LOOKUPS_S = 20.0
+#: The hub took a start on and nobody came for the slice: it may have been restarted meanwhile.
+_ASK_AGAIN_US = 30 * SECOND_US
+#: A server was used, and not just started, if it was active so long after it was first seen ready.
 _OPENED_AFTER_US = 20 * SECOND_US
-
 
 #: For so long a place in line is shown as it was, unless something is written.
 _MOMENT_US = 5 * SECOND_US
@@ -40,6 +44,18 @@ class _Places:
 
     of: Mapping[str, tuple[int, Outlook]]
     waiting: int
+
+
+@dataclass(frozen=True)
+class _Unopened:
+    """A server as the hub described it when it was first seen ready, and when it last did.
+
+    ``active_us``: activity up to then is its own start (the proxy notes a new route as activity);
+    None: it was not ready yet.
+    """
+
+    active_us: int | None
+    looked_us: int
 
 
 class ChangeRequest(Wire):
@@ -65,6 +81,12 @@ class QueueDesk:
         self._hub = hub
         #: Users whom the hub did not know when it was last asked.
         self._absent: frozenset[str] = frozenset()
+        self._round = asyncio.Lock()
+        #: Starts that the hub has not answered yet, and when it may be asked again; by lease.
+        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._not_before: dict[str, int] = {}
+        #: Servers that the queue started and nobody has opened yet, by lease.
+        self._unopened: dict[str, _Unopened] = {}
         self._looking = threading.Lock()
         self._seen: tuple[tuple[object, ...], _Places] | None = None
 
@@ -263,50 +285,68 @@ class QueueDesk:
     # --- serving -----------------------------------------------------------------------------
 
     async def serve_line(self) -> None:
-        """One round: note what became of offers, and make those that can be made now."""
-        rules = self._rules()
+        """One round: note what became of offers, and make those that can be made now.
 
-        def look(session: Session) -> tuple[list[str], set[str]]:
-            line = queue.line(session, rules, self.rules, now=self._core.now())
-            placed = [
-                request.user_name
-                for request, outlook in zip(line.requests, line.outlooks, strict=True)
-                if outlook.placement is not None
-            ]
-            barred = [one.user_name for one in line.requests if one.id in line.barred]
-            return [*placed, *barred][:_AT_ONCE], {one.user_name for one in line.requests}
+        It waits for the hub, so nothing that must not wait may depend on its end.
+        """
+        async with self._round:
+            await self._core.write(lambda session, now: queue.sweep(session, now=now))
+            turn, everybody = await self._core.read(self._in_turn)
+            self._absent &= everybody
+            if turn:
+                users = await self._fresh(turn)
+                # The rules as they are after the wait: a node may have been closed meanwhile.
+                await self._core.write(
+                    lambda session, now: self._offer(session, self._rules(), users, now)
+                )
+            self._ask_to_start(await self._core.read(queue.to_start))
+            await self._first_opens()
 
-        await self._core.write(lambda session, now: queue.sweep(session, now=now))
-        turn, everybody = await self._core.read(look)
-        self._absent &= everybody
-        if turn:
-            users = {name: await self._fresh(name) for name in dict.fromkeys(turn)}
-            offered = await self._core.write(
-                lambda session, now: self._offer(session, rules, users, now)
-            )
-            for request_id, user, server, options in offered:
-                await self._start(request_id, user, server, options)
-        await self._first_opens()
+    @property
+    def under_way(self) -> set[asyncio.Task[None]]:
+        """What the hub was asked and has not answered yet."""
+        return set(self._starts.values())
 
-    async def _fresh(self, name: str) -> HubUser | None:
-        """A user as the hub has them now; without a hub, or while it is silent, nobody's turn
-        comes: groups may have changed, and a user may be gone."""
+    def _in_turn(self, session: Session) -> tuple[list[str], set[str]]:
+        """Whom to ask the hub for, and everybody who waits."""
+        line = queue.line(session, self._rules(), self.rules, now=self._core.now())
+        placed = [
+            request.user_name
+            for request, outlook in zip(line.requests, line.outlooks, strict=True)
+            if outlook.placement is not None
+        ]
+        barred = [one.user_name for one in line.requests if one.id in line.barred]
+        return [*placed, *barred][:_AT_ONCE], {one.user_name for one in line.requests}
+
+    async def _fresh(self, names: Iterable[str]) -> dict[str, HubUser | None]:
+        """Users as the hub has them now, None for one it does not know. Who is missing was not
+        answered for: nobody's turn comes like that, as groups may have changed."""
+        found: dict[str, HubUser | None] = {}
         if self._hub is None:
-            return None
+            return found
+        hub = self._hub
+
+        async def ask(name: str) -> None:
+            try:
+                found[name] = await hub.user(name)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
+                self._core.errors.count("hub")
+                log.warning("event=hub-user-failed message=%r", str(error))
+
         try:
-            found = await self._hub.user(name)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
+            async with asyncio.timeout(_LOOKUPS_S):
+                await asyncio.gather(*(ask(name) for name in dict.fromkeys(names)))
+        except TimeoutError:
             self._core.errors.count("hub")
-            log.warning("event=hub-user-failed message=%r", str(error))
-            return None
-        self._absent = self._absent | {name} if found is None else self._absent - {name}
+            log.warning("event=hub-users-late answered=%d", len(found))
+        gone = {name for name, user in found.items() if user is None}
+        self._absent = self._absent.difference(found) | gone
         return found
 
     def _offer(
         self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None], now: int
-    ) -> list[tuple[str, str, str, dict[str, str]]]:
-        """Offer what can be offered; who is to be started by the hub is returned."""
-        found = []
+    ) -> None:
+        """Offer what can be offered."""
         tried: set[str] = set()
         line = queue.line(session, rules, self.rules, now=now)
         for request in line.requests:
@@ -322,13 +362,7 @@ class QueueDesk:
             tried.add(request.id)
             user = users[request.user_name]
             assert user is not None
-            lease = queue.offer(
-                session, request, placement, user.groups, rules, self.rules, now=now
-            )
-            if lease is not None and request.auto_start:
-                options = json.loads(request.options)
-                found.append((request.id, request.user_name, request.server_name, options))
-        return found
+            queue.offer(session, request, placement, user.groups, rules, self.rules, now=now)
 
     def _next(
         self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None],
@@ -342,37 +376,85 @@ class QueueDesk:
                 return request, outlook.placement
         return None
 
-    async def _start(
-        self, request_id: str, user: str, server: str, options: dict[str, str]
-    ) -> None:
-        """Have the hub start a server whose user chose so; if that fails, the offer runs out."""
+    def _ask_to_start(self, due: Sequence[queue.ToStart]) -> None:
+        """Have the hub start what its users chose to have started; it is not waited for.
+
+        Asked again after a failure, and by another service after this one's end: a turn is not
+        lost with one answer.
+        """
+        if self._hub is None:
+            return
+        now = self._core.now()
+        ids = {one.lease_id for one in due}
+        self._not_before = {key: at for key, at in self._not_before.items() if key in ids}
+        for one in due:
+            if one.lease_id in self._starts or now < self._not_before.get(one.lease_id, 0):
+                continue
+            self._starts[one.lease_id] = asyncio.create_task(self._start(one))
+
+    async def _start(self, due: queue.ToStart) -> None:
+        """Ask once; what fails is tried in the next round, until the offer runs out."""
         assert self._hub is not None
         try:
-            await self._hub.start_server(user, server, options)
-        except Exception as error:  # noqa: BLE001 (the offer runs out, and its user is told)
+            await self._hub.start_server(due.user, due.server, due.options)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
             self._core.errors.count("hub")
-            log.warning("event=hub-start-failed request=%s message=%r", request_id, str(error))
+            log.warning("event=hub-start-failed request=%s message=%r", due.request_id, str(error))
+        else:
+            self._not_before[due.lease_id] = self._core.now() + _ASK_AGAIN_US
+        finally:
+            self._starts.pop(due.lease_id, None)
 
     async def _first_opens(self) -> None:
         """Note which servers that the queue started have been opened by their users."""
 
         def unopened(session: Session) -> list[tuple[str, str, str, int]]:
-            rows = session.scalars(
-                sa.select(Lease).where(
-                    Lease.state.in_(LIVE_STATES), Lease.open_before_us.is_not(None),
-                    Lease.opened_us.is_(None), Lease.started_us.is_not(None),
-                )
-            )  # fmt: skip
+            rows = session.scalars(_UNOPENED)
             return [(row.id, row.user_name, row.server_name, row.started_us or 0) for row in rows]
 
-        for lease_id, name, server, started_us in await self._core.read(unopened):
-            user = await self._fresh(name)
-            active = user.active_us.get(server) if user is not None else None
-            if active is not None and active >= started_us + _OPENED_AFTER_US:
+        leases = await self._core.read(unopened)
+        users = await self._fresh(name for _, name, _, _ in leases)
+        before, self._unopened = self._unopened, {}
+        for lease_id, name, server, started_us in leases:
+            if name not in users:
+                continue
+            user, now = users[name], self._core.now()
+            ready = user is not None and server in user.active_us
+            active = user.active_us[server] if user is not None and ready else None
+            known = before.get(lease_id)
+            first = None if known is None else known.active_us
+            if first is None and ready:
+                first = now if active is None else active
+            self._unopened[lease_id] = _Unopened(first, now)
+            if active is None or first is None:
+                continue
+            if active >= max(started_us, first) + _OPENED_AFTER_US:
                 await self._note_opened(lease_id, active)
+
+    def spare_unseen(self, session: Session, now: int) -> None:
+        """Leave more time to servers of which nobody knows whether they were opened: the hub did
+        not answer for their users, or this service was away."""
+        if self._hub is None:
+            return
+        grace_us = int(self._core.settings.timing.limit_grace_s * 1e6)
+        for lease in session.scalars(_UNOPENED):
+            seen = self._unopened.get(lease.id)
+            if seen is None or now - seen.looked_us > grace_us:
+                lease.open_before_us = max(lease.open_before_us or 0, now + 2 * grace_us)
+        session.flush()
 
     async def _note_opened(self, lease_id: str, at_us: int) -> None:
         await self._core.write(lambda session, now: opened(session, lease_id, at_us, now=now))
+
+
+_UNOPENED = (
+    sa.select(Lease)
+    .where(
+        Lease.state.in_(LIVE_STATES), Lease.open_before_us.is_not(None),
+        Lease.opened_us.is_(None), Lease.started_us.is_not(None),
+    )
+    .execution_options(populate_existing=True)
+)  # fmt: skip
 
 
 def opened(session: Session, lease_id: str, at_us: int, *, now: int) -> None:
