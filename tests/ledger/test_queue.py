@@ -13,6 +13,7 @@ from fakenode import gpu
 from gpuslice.broker.core import HubUser
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
 from gpuslice.ledger.tables import Entry
+from gpuslice.nodeclient import NodeUnavailable
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
 from quotaworld import finish, passes, refused, set_policy, spawn, stop_all
@@ -309,6 +310,35 @@ def test_a_question_to_the_hub_ends_with_the_service(world: World) -> None:
     world.do(ends())
     assert ended == ["bob"]
     world.restart()
+
+
+def test_a_turn_is_not_lost_with_the_nodes_hiccup(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = spawn(world, "ada", "whole", [])
+    joined = join(world, "bob", "whole")
+    world.now += 1
+    join(world, "cleo", "whole")
+    frees(world, first)
+
+    async def hiccup(*_: object) -> None:
+        raise NodeUnavailable("node-unreachable", "the node does not answer in time")
+
+    with monkeypatch.context() as now:
+        now.setattr(world.node, "prepare", hiccup)
+        assert refused(lambda: world.grant("bob", "whole")).status == 503
+    world.now += 5_000_000
+    world.reconcile()
+    found = mine(world, "bob")
+    assert (found.state, found.position, found.created_us) == ("waiting", 1, joined.created_us)
+    assert "keep your place" in world.do(world.live().notices("bob", 0))[-1].message
+    # Not at once: what failed would fail again.
+    passes(world, MINUTE_US, 10_000_000)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("offered", "waiting")
+    # Whoever stops it has given it up.
+    world.stop(world.grant("bob", "whole").lease_id)
+    passes(world, MINUTE_US, 10_000_000)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("expired", "offered")
 
 
 def test_groups_are_looked_at_again_when_the_turn_comes(world: World) -> None:

@@ -158,7 +158,9 @@ class World:
         for module in _WITH_IDS:
             numbers = itertools.count(1)
             module.uuid = SimpleNamespace(  # type: ignore[attr-defined]
-                uuid4=lambda numbers=numbers: uuid.uuid5(uuid.NAMESPACE_OID, str(next(numbers)))
+                UUID=uuid.UUID,
+                uuid5=uuid.uuid5,
+                uuid4=lambda numbers=numbers: uuid.uuid5(uuid.NAMESPACE_OID, str(next(numbers))),
             )
         self.broker: Broker | None = None
         self.database: CrashingDatabase

@@ -44,10 +44,13 @@ from gpuslice.placement import FleetSnapshot, Placement
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import Outlook, Waiting, outlooks
 from gpuslice.quotas import admission
+from gpuslice.units import SECOND_US
 from gpuslice.wire import LeaseState
 
 #: A user may wait in so many lines at the same time.
 MOST_WAITING = 5
+#: Who lost a turn to a failure of the node has the next one after so long.
+REST_US = 30 * SECOND_US
 
 
 @dataclass(frozen=True)
@@ -225,13 +228,18 @@ def change(
 def as_lease_request(
     request: QueueRequest, groups: Sequence[str] | None = None
 ) -> wire.LeaseRequest:
-    """The lease that a request becomes; its own id is the attempt, so it becomes at most one."""
+    """The lease that a request becomes; each of its versions at most one."""
     return wire.LeaseRequest(
-        attempt=request.id, user=request.user_name, server=request.server_name,
+        attempt=_attempt(request.id, request.version), user=request.user_name,
+        server=request.server_name,
         slice=request.slice_type, declared_us=request.declared_us,
         group=json.loads(request.options).get("charge"),
         groups=list(json.loads(request.groups) if groups is None else groups),
     )  # fmt: skip
+
+
+def _attempt(request_id: str, version: int) -> str:
+    return uuid.uuid5(uuid.UUID(request_id), str(version)).hex
 
 
 # --- what the broker does ---------------------------------------------------------------------
@@ -446,8 +454,6 @@ def to_start(session: Session) -> list[ToStart]:
         .where(
             QueueRequest.state == "starting", Lease.state == LeaseState.GRANTED,
             Lease.stop_requested_us.is_(None),
-            # The one that comes for it makes its own attempt of it.
-            Lease.attempt == QueueRequest.id,
         )
         .order_by(QueueRequest.state_us, QueueRequest.id)
         .execution_options(populate_existing=True)
@@ -458,6 +464,8 @@ def to_start(session: Session) -> list[ToStart]:
             json.loads(request.options),
         )
         for request, lease in rows
+        # The one that comes for it makes its own attempt of it; the offer was a change, too.
+        if lease.attempt == _attempt(request.id, request.version - 1)
     ]  # fmt: skip
 
 
@@ -505,6 +513,9 @@ def sweep(session: Session, *, now: int) -> None:
             _over(request, "fulfilled", "", now)
         elif lease.state in (LeaseState.REVOKING, LeaseState.CANCELLED):
             why = lease.end_reason or "the slice was not taken in time"
+            if _no_fault_of_theirs(lease):
+                _waits_on(session, request, why, now)
+                continue
             _over(request, "expired", why, now)
             session.add(
                 NoticeRow(
@@ -515,6 +526,31 @@ def sweep(session: Session, *, now: int) -> None:
                 )
             )  # fmt: skip
     session.flush()
+
+
+def _no_fault_of_theirs(lease: Lease) -> bool:
+    """Taken back before its time although nobody stopped it: the node could not prepare it."""
+    return lease.state_us < lease.start_before_us and lease.stop_requested_us is None
+
+
+def _waits_on(session: Session, request: QueueRequest, why: str, now: int) -> None:
+    """Its turn comes again, with its age in line as it was."""
+    session.add(
+        NoticeRow(
+            idem_key=f"again:{request.id}:{request.lease_id}", account_id=request.account_id,
+            lease_id=None, kind="queue", severity="warning", created_us=now,
+            message=f"The slice {request.slice_type} that was reserved for you could not be had: "
+            f"{why}. You keep your place in line.",
+        )
+    )  # fmt: skip
+    request.state, request.state_us = "waiting", now
+    request.lease_id, request.offer_til_us, request.reason = None, None, why[:500]
+    request.version += 1
+
+
+def rests(request: QueueRequest, now: int) -> bool:
+    """Whether its turn was lost just now: what failed would fail again at once."""
+    return request.created_us < request.state_us and now - request.state_us < REST_US
 
 
 def _got_one_otherwise(session: Session) -> list[tuple[QueueRequest, Lease]]:

@@ -347,8 +347,8 @@ class QueueDesk:
         self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None], now: int
     ) -> None:
         """Offer what can be offered."""
-        tried: set[str] = set()
         line = queue.line(session, rules, self.rules, now=now)
+        tried = {request.id for request in line.requests if queue.rests(request, now)}
         for request in line.requests:
             refused, known = line.barred.get(request.id), users.get(request.user_name)
             if refused is not None and known is not None:
