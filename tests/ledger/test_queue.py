@@ -341,6 +341,24 @@ def test_a_turn_is_not_lost_with_the_nodes_hiccup(
     assert (mine(world, "bob").state, mine(world, "cleo").state) == ("expired", "offered")
 
 
+def test_offers_that_are_let_go_keep_nobody_else_waiting(world: World) -> None:
+    """Two servers in turn would hold the GPU for ever, for nothing and at no cost."""
+    first = spawn(world, "ada", "whole", [])
+    passes(world, HOUR_US, HOUR_US)
+    for server in "ab":
+        join(world, "mal", "whole", server=server)
+    world.stop(first)
+    finish(world, first)
+    # Used most, and behind by that.
+    join(world, "ada", "whole")
+    passes(world, 12 * MINUTE_US)
+    assert mine(world, "ada").state == "offered"
+    take(world, "ada", "whole")
+    stop_all(world)
+    # Behind others only: nobody is kept from what is free.
+    assert {one.state for one in world.do(world.live().queue.mine("mal"))} == {"expired", "offered"}
+
+
 def test_groups_are_looked_at_again_when_the_turn_comes(world: World) -> None:
     set_policy(world, "group", "lab", {"each": {"slice_types": ["whole"]}})
     set_policy(world, "user", "bob", {"each": {}})

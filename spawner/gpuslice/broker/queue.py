@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -44,7 +44,7 @@ from gpuslice.placement import FleetSnapshot, Placement
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import Outlook, Waiting, outlooks
 from gpuslice.quotas import admission
-from gpuslice.units import SECOND_US
+from gpuslice.units import HOUR_US, SECOND_US
 from gpuslice.wire import LeaseState
 
 #: A user may wait in so many lines at the same time.
@@ -295,7 +295,7 @@ def standing(
     }
     if not rows:
         return None
-    places, barred = _ordered(session, rows, rules, now)
+    places, barred = _ordered(session, rows, rules, queue.offer_us, now)
     ordered = [rows[place.request_id] for place in places]
     stays_us = {place.request_id: place.longest_us for place in places}
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
@@ -328,11 +328,12 @@ def _not_there(row: QueueRequest) -> Refused:
 
 
 def _ordered(
-    session: Session, rows: Mapping[str, QueueRequest], rules: GrantRules, now: int
+    session: Session, rows: Mapping[str, QueueRequest], rules: GrantRules, offer_us: int, now: int
 ) -> tuple[list[queueorder.Place], dict[str, Refused]]:
     """The places in their order, and whom their own limits refuse now."""
     found = [_place_in_line(session, row, rules, now) for row in rows.values()]
-    places = [place for place, _ in found]
+    later = _later(session, {row.account_id for row in rows.values()}, offer_us, now)
+    places = [replace(place, later=place.account_id in later) for place, _ in found]
     barred = {place.request_id: refused for place, refused in found if refused is not None}
     since = now - queueorder.FORGOTTEN_US
     concerned = {place.account_id for place in places} | {
@@ -346,6 +347,30 @@ def _ordered(
         for account_id in concerned
     }
     return queueorder.in_order(places, used, now), barred
+
+
+def _later(session: Session, account_ids: set[int], offer_us: int, now: int) -> set[int]:
+    """Accounts that let offers go: each holds a slice for nothing, and others waited meanwhile.
+
+    For each within a day they stand behind the others of their priority for as long as one holds.
+    """
+    gone = session.execute(
+        sa.select(
+            QueueRequest.account_id, sa.func.count(), sa.func.max(QueueRequest.state_us)
+        )
+        .where(
+            QueueRequest.account_id.in_(account_ids),
+            QueueRequest.lease_id.is_not(None),
+            QueueRequest.state_us > now - 24 * HOUR_US,
+            sa.or_(
+                QueueRequest.state == "left",
+                # Where the hub did not come for it, that was not its user's doing.
+                sa.and_(QueueRequest.state == "expired", QueueRequest.auto_start.is_(False)),
+            ),
+        )
+        .group_by(QueueRequest.account_id)
+    )  # fmt: skip
+    return {account_id for account_id, times, last in gone if now < last + times * offer_us}
 
 
 def _place_in_line(
@@ -522,7 +547,8 @@ def sweep(session: Session, *, now: int) -> None:
                     idem_key=f"expired:{request.id}", account_id=request.account_id,
                     lease_id=None, kind="queue", severity="warning", created_us=now,
                     message=f"The slice {request.slice_type} that was reserved for you is given "
-                    f"to the next one: {why}. Join the queue again if you need it.",
+                    f"to the next one: {why}. Join the queue again if you need it; for a "
+                    "while others of your priority are served before you.",
                 )
             )  # fmt: skip
     session.flush()
