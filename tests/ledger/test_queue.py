@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from gpuslice.broker.core import HubUser
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
 from gpuslice.errors import Refused
 from gpuslice.ledger.tables import Entry
+from gpuslice.nodeclient import NodeUnavailable
 from gpuslice.units import HOUR_US, MINUTE_US
 from ledgerworld import World
 from quotaworld import finish, passes, refused, set_policy, spawn, stop_all
@@ -29,18 +31,23 @@ class FakeHub:
         self.down = False
         self.odd: set[str] = set()
         self.asked: list[str] = []
+        #: A user's call waits for this one; starts fail while it is set.
+        self.hangs: asyncio.Event | None = None
+        self.no_starts = False
         self.started: list[tuple[str, str, dict[str, str]]] = []
 
     async def stop_server(self, user: str, server: str) -> None:
         raise RuntimeError("not in these tests: the node stops servers")
 
     async def start_server(self, user: str, server: str, options: dict[str, str]) -> None:
-        if self.down:
+        if self.down or self.no_starts:
             raise RuntimeError("down")
         self.started.append((user, server, dict(options)))
 
     async def user(self, name: str) -> HubUser | None:
         self.asked.append(name)
+        if self.hangs is not None:
+            await self.hangs.wait()
         if self.down or name in self.odd:
             raise RuntimeError("down")
         if name in self.gone:
@@ -198,6 +205,197 @@ def test_who_did_not_open_a_server_is_told_the_next_time(world: World) -> None:
     passes(world, MINUTE_US)
     stop_all(world)
     assert (turn().state, len(hub(world).started)) == ("starting", 3)
+
+
+def by_itself(world: World, user: str = "bob") -> str:
+    """A server that the queue has started for its user."""
+    first = spawn(world, "ada", "whole", [])
+    join(world, user, "whole", auto_start=True)
+    frees(world, first)
+    return take(world, user, "whole")
+
+
+def test_the_proxys_note_of_a_new_route_is_no_opening(world: World) -> None:
+    """It comes when the server is up, which may be long after its lease has begun."""
+    lease_id = by_itself(world)
+    started = world.now
+    world.now += 35_000_000
+    hub(world).active["bob"] = started + 30_000_000
+    passes(world, 9 * MINUTE_US)
+    world.stop(lease_id)
+    finish(world, lease_id)
+    assert world.view(lease_id).cost_u == 0
+
+
+def test_what_is_in_use_is_not_stopped_for_an_outage(world: World) -> None:
+    """Nobody saw it opened: the service was away, or the hub silent. It gets time to be seen."""
+    lease_id = by_itself(world)
+    passes(world, MINUTE_US)
+    world.kill()
+    world.now += 25 * MINUTE_US
+    hub(world).active["bob"] = world.now - 1_000_000
+    world.restart()
+    world.reconcile()
+    assert world.view(lease_id).state == "running"
+    for _ in range(3):
+        hub(world).active["bob"] = world.now + 29_000_000
+        passes(world, 30_000_000, 30_000_000)
+    passes(world, 30 * MINUTE_US)
+    assert world.view(lease_id).state == "running"
+    world.stop(lease_id)
+    finish(world, lease_id)
+    assert world.view(lease_id).cost_u > 0
+
+
+def test_a_silent_hub_is_no_proof_that_nobody_opened_it(world: World) -> None:
+    lease_id = by_itself(world)
+    passes(world, MINUTE_US)
+    hub(world).down = True
+    passes(world, 40 * MINUTE_US)
+    assert world.view(lease_id).state == "running"
+    hub(world).down = False
+    # It answers again, and nobody opens it: then it ends, and not before some minutes.
+    passes(world, 3 * MINUTE_US)
+    assert world.view(lease_id).state == "running"
+    passes(world, 5 * MINUTE_US)
+    assert "Nobody opened" in (world.view(lease_id).stop_reason or "")
+    finish(world, lease_id)
+    assert world.view(lease_id).cost_u == 0
+
+
+def test_a_start_is_not_lost_with_one_answer_of_the_hub(world: World) -> None:
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole", auto_start=True)
+    hub(world).no_starts = True
+    frees(world, first)
+    assert (mine(world, "bob").state, hub(world).started) == ("starting", [])
+    hub(world).no_starts = False
+    world.now += 5_000_000
+    world.reconcile()
+    assert len(hub(world).started) == 1
+    world.now += 5_000_000
+    world.reconcile()
+    assert len(hub(world).started) == 1  # it has begun to
+
+
+def test_a_start_is_not_lost_with_the_service(world: World) -> None:
+    """The turn was committed, and nobody asked the hub."""
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole", auto_start=True)
+    hub(world).no_starts = True
+    frees(world, first)
+    hub(world).no_starts = False
+    world.restart()
+    # Longer than a start may take, as where an image is pulled: the offer is kept for both.
+    world.now += 5 * MINUTE_US
+    world.reconcile()
+    assert [user for user, _, _ in hub(world).started] == ["bob"]
+    take(world, "bob", "whole")
+    passes(world, MINUTE_US)
+    assert len(hub(world).started) == 1
+    stop_all(world)
+
+
+def test_no_comparison_waits_for_the_hub(world: World) -> None:
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole")
+
+    async def slow() -> None:
+        hub(world).hangs = asyncio.Event()
+        broker = world.live()
+        world.node.finish(world.node.servers[first])
+        for _ in range(3):
+            world.now += 5_000_000
+            await broker.reconcile()
+        line = asyncio.create_task(broker.queue.serve_line())
+        await asyncio.sleep(0.2)
+        assert not line.done()
+        # Ends and beats go on, and so does a user who waits for a stop.
+        async with asyncio.timeout(30):
+            await broker.reconcile()
+            await broker.settle(first, 0)
+        line.cancel()
+        await asyncio.wait({line})
+
+    world.do(slow())
+    stop_all(world)
+
+
+def test_a_question_to_the_hub_ends_with_the_service(world: World) -> None:
+    first = spawn(world, "ada", "whole", [])
+    join(world, "bob", "whole", auto_start=True)
+    ended: list[str] = []
+
+    async def never(user: str, server: str, options: dict[str, str]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(user)
+
+    hub(world).start_server = never  # type: ignore[method-assign]
+    world.stop(first)
+    world.node.finish(world.node.servers[first])
+
+    async def ends() -> None:
+        broker = world.live()
+        for _ in range(3):
+            world.now += 5_000_000
+            await broker.reconcile()
+            await broker.queue.serve_line()
+        await asyncio.sleep(0)
+        assert broker.queue.under_way
+        await broker.close()
+
+    world.do(ends())
+    assert ended == ["bob"]
+    world.restart()
+
+
+def test_a_turn_is_not_lost_with_the_nodes_hiccup(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = spawn(world, "ada", "whole", [])
+    joined = join(world, "bob", "whole")
+    world.now += 1
+    join(world, "cleo", "whole")
+    frees(world, first)
+
+    async def hiccup(*_: object) -> None:
+        raise NodeUnavailable("node-unreachable", "the node does not answer in time")
+
+    with monkeypatch.context() as now:
+        now.setattr(world.node, "prepare", hiccup)
+        assert refused(lambda: world.grant("bob", "whole")).status == 503
+    world.now += 5_000_000
+    world.reconcile()
+    found = mine(world, "bob")
+    assert (found.state, found.position, found.created_us) == ("waiting", 1, joined.created_us)
+    assert "keep your place" in world.do(world.live().notices("bob", 0))[-1].message
+    # Not at once: what failed would fail again.
+    passes(world, MINUTE_US, 10_000_000)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("offered", "waiting")
+    # Whoever stops it has given it up.
+    world.stop(world.grant("bob", "whole").lease_id)
+    passes(world, MINUTE_US, 10_000_000)
+    assert (mine(world, "bob").state, mine(world, "cleo").state) == ("expired", "offered")
+
+
+def test_offers_that_are_let_go_keep_nobody_else_waiting(world: World) -> None:
+    """Two servers in turn would hold the GPU for ever, for nothing and at no cost."""
+    first = spawn(world, "ada", "whole", [])
+    passes(world, HOUR_US, HOUR_US)
+    for server in "ab":
+        join(world, "mal", "whole", server=server)
+    world.stop(first)
+    finish(world, first)
+    # Used most, and behind by that.
+    join(world, "ada", "whole")
+    passes(world, 12 * MINUTE_US)
+    assert mine(world, "ada").state == "offered"
+    take(world, "ada", "whole")
+    stop_all(world)
+    # Behind others only: nobody is kept from what is free.
+    assert {one.state for one in world.do(world.live().queue.mine("mal"))} == {"expired", "offered"}
 
 
 def test_groups_are_looked_at_again_when_the_turn_comes(world: World) -> None:

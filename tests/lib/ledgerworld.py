@@ -158,7 +158,9 @@ class World:
         for module in _WITH_IDS:
             numbers = itertools.count(1)
             module.uuid = SimpleNamespace(  # type: ignore[attr-defined]
-                uuid4=lambda numbers=numbers: uuid.uuid5(uuid.NAMESPACE_OID, str(next(numbers)))
+                UUID=uuid.UUID,
+                uuid5=uuid.uuid5,
+                uuid4=lambda numbers=numbers: uuid.uuid5(uuid.NAMESPACE_OID, str(next(numbers))),
             )
         self.broker: Broker | None = None
         self.database: CrashingDatabase
@@ -237,7 +239,15 @@ class World:
         return self.do(self.live().stop(lease_id, wire.StopLease(reason=reason, actor="u")))
 
     def reconcile(self) -> None:
-        self.do(self.live().reconcile())
+        """One comparison and one round of the queue; the service does each in its own time."""
+        self.do(self._round())
+
+    async def _round(self) -> None:
+        broker = self.live()
+        await broker.reconcile()
+        await broker.queue.serve_line()
+        if broker.queue.under_way:
+            await asyncio.wait(broker.queue.under_way)
 
     def view(self, lease_id: str) -> wire.LeaseView:
         view = self.do(self.live().lease(lease_id))

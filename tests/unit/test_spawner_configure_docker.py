@@ -64,6 +64,7 @@ def test_docker_by_argument(state: Path) -> None:
     assert one.notebook_service_url == "http://proxy:8000/services/gpuslice/"
     # The pull is not part of what start_timeout bounds, so it stays what the service knows.
     assert c.Spawner.start_timeout == 90
+    assert c.JupyterHub.last_activity_interval == 10
 
 
 def test_engine_and_socket_by_the_environment(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:

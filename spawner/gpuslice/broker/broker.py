@@ -221,6 +221,8 @@ class Broker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(self.reconcile, "list", pause_s))
             group.create_task(self._every(self._sync_inventory, "inventory", pause_s))
+            # By itself: it waits for the hub, and no beat, end or stop may wait for that.
+            group.create_task(self._every(self.queue.serve_line, "queue", pause_s))
             group.create_task(self._follow_people())
             group.create_task(self._every(self.housekeeping.round, "housekeeping", EVERY_S))
             if self.may_stand_by:
@@ -257,8 +259,11 @@ class Broker:
 
     async def close(self) -> None:
         """Finish what was begun, hand the ledger over, and close the database."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+        if asked := self._tasks | self.queue.under_way:
+            _, late = await asyncio.wait(asked, timeout=5)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         if self.core.epoch:
             try:
                 await self._db.awrite(lambda s: meter.hand_over(s, self.core.epoch))
@@ -325,7 +330,6 @@ class Broker:
             self._judge_node(listing, todo)
             await self._carry_out(todo)
             await self._hold_to_limits()
-            await self.queue.serve_line()
             self._reconciled_us = self.core.now()
 
     async def _hold_to_limits(self) -> None:
@@ -337,6 +341,7 @@ class Broker:
         )
 
         def work(session: Session, now: int) -> list[str]:
+            self.queue.spare_unseen(session, now)
             grants = self._rules()
             asked = reserved.going(
                 session, grants.catalogue, grants.reserve_bytes, grants.host_reserve_ram,

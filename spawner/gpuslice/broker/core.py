@@ -31,7 +31,7 @@ class HubUser:
 
     name: str
     groups: tuple[str, ...]
-    #: When each running server was last used, as the hub knows (UTC microseconds), by its name.
+    #: When each server that is ready was last used, as the hub knows (UTC microseconds), by name.
     active_us: Mapping[str, int | None]
     #: When the hub made them, if it may say so: a rename keeps it, another user has another.
     created_us: int | None = None

@@ -12,7 +12,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -46,7 +46,7 @@ from gpuslice.placement import FleetSnapshot, Placement
 from gpuslice.placement.fleets import Rules
 from gpuslice.placement.queue import Outlook, Waiting, outlooks
 from gpuslice.quotas import admission
-from gpuslice.units import HOUR_US
+from gpuslice.units import HOUR_US, SECOND_US
 from gpuslice.wire import LeaseState
 
 #: A user may wait in so many lines at the same time.
@@ -54,6 +54,8 @@ MOST_WAITING = 5
 #: So long after a server that nobody opened no other one is started for its user. Until it is
 #: opened the platform pays: that is for who comes a little later, and no way to a free GPU.
 UNOPENED_US = 24 * HOUR_US
+#: Who lost a turn to a failure of the node has the next one after so long.
+REST_US = 30 * SECOND_US
 
 
 @dataclass(frozen=True)
@@ -243,13 +245,18 @@ def change(
 def as_lease_request(
     request: QueueRequest, groups: Sequence[str] | None = None
 ) -> wire.LeaseRequest:
-    """The lease that a request becomes; its own id is the attempt, so it becomes at most one."""
+    """The lease that a request becomes; each of its versions at most one."""
     return wire.LeaseRequest(
-        attempt=request.id, user=request.user_name, server=request.server_name,
+        attempt=_attempt(request.id, request.version), user=request.user_name,
+        server=request.server_name,
         slice=request.slice_type, declared_us=request.declared_us,
         group=json.loads(request.options).get("charge"),
         groups=list(json.loads(request.groups) if groups is None else groups),
     )  # fmt: skip
+
+
+def _attempt(request_id: str, version: int) -> str:
+    return uuid.uuid5(uuid.UUID(request_id), str(version)).hex
 
 
 # --- what the broker does ---------------------------------------------------------------------
@@ -305,12 +312,13 @@ def standing(
     }
     if not rows:
         return None
-    places, barred = _ordered(session, rows, rules, now)
+    places, barred = _ordered(session, rows, rules, queue.offer_us, now)
     ordered = [rows[place.request_id] for place in places]
     stays_us = {place.request_id: place.longest_us for place in places}
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
     barred |= {one.id: _not_there(one) for one in known if one.user_name in queue.absent}
     barred |= {one.id: _not_said(one) for one in known if one.user_name in queue.silent}
+    barred |= {one.id: _rests() for one in known if rests(one, now)}
     barred |= queue.held
     barred |= _leased(session)
     ends, guesses = guessed_ends(session, now)
@@ -348,6 +356,15 @@ def _not_said(row: QueueRequest) -> Refused:
     )
 
 
+def _rests() -> Refused:
+    return Refused(
+        "rests",
+        "The machine could not give the slice when the turn came; it is tried again within "
+        f"{REST_US // SECOND_US} seconds.",
+        status=503,
+    )
+
+
 def _leased(session: Session) -> dict[str, Refused]:
     """Requests whose server has a slice: a grant would refuse them, so none is kept for them."""
     found = session.scalars(
@@ -369,11 +386,12 @@ def _leased(session: Session) -> dict[str, Refused]:
 
 
 def _ordered(
-    session: Session, rows: Mapping[str, QueueRequest], rules: GrantRules, now: int
+    session: Session, rows: Mapping[str, QueueRequest], rules: GrantRules, offer_us: int, now: int
 ) -> tuple[list[queueorder.Place], dict[str, Refused]]:
     """The places in their order, and whom their own limits refuse now."""
     found = [_place_in_line(session, row, rules, now) for row in rows.values()]
-    places = [place for place, _ in found]
+    later = _later(session, {row.account_id for row in rows.values()}, offer_us, now)
+    places = [replace(place, later=place.account_id in later) for place, _ in found]
     barred = {place.request_id: refused for place, refused in found if refused is not None}
     since = now - queueorder.FORGOTTEN_US
     concerned = {place.account_id for place in places} | {
@@ -387,6 +405,30 @@ def _ordered(
         for account_id in concerned
     }
     return queueorder.in_order(places, used, now), barred
+
+
+def _later(session: Session, account_ids: set[int], offer_us: int, now: int) -> set[int]:
+    """Accounts that let offers go: each holds a slice for nothing, and others waited meanwhile.
+
+    For each within a day they stand behind the others of their priority for as long as one holds.
+    """
+    gone = session.execute(
+        sa.select(
+            QueueRequest.account_id, sa.func.count(), sa.func.max(QueueRequest.state_us)
+        )
+        .where(
+            QueueRequest.account_id.in_(account_ids),
+            QueueRequest.lease_id.is_not(None),
+            QueueRequest.state_us > now - 24 * HOUR_US,
+            sa.or_(
+                QueueRequest.state == "left",
+                # Where the hub did not come for it, that was not its user's doing.
+                sa.and_(QueueRequest.state == "expired", QueueRequest.auto_start.is_(False)),
+            ),
+        )
+        .group_by(QueueRequest.account_id)
+    )  # fmt: skip
+    return {account_id for account_id, times, last in gone if now < last + times * offer_us}
 
 
 def _place_in_line(
@@ -452,18 +494,20 @@ def offer(
         return None
     til = now + queue.offer_us
     unopened_us = _left_unopened(session, request, now) if request.auto_start else None
-    starts = request.auto_start and unopened_us is None
-    if starts:
-        til = now + rules.start_timeout_us
+    if unopened_us is not None:
+        request.auto_start = False
+    if request.auto_start:
+        # The hub may be away for a while, or pull an image before it asks for the slice.
+        til = now + max(rules.start_timeout_us, queue.offer_us)
         lease.open_before_us = til + queue.first_open_us
     lease.start_before_us = til
-    request.state, request.state_us = ("starting" if starts else "offered"), now
+    request.state, request.state_us = ("starting" if request.auto_start else "offered"), now
     request.lease_id, request.offer_til_us, request.reason = lease.id, til, None
     request.version += 1
     minutes = max(1, round((til - now) / 60_000_000))
     said = (
         f"Your turn has come: your server starts now on {lease.title}."
-        if starts
+        if request.auto_start
         else f"Your turn has come: {lease.title} is reserved for you for {minutes} minutes. "
         "Start your server, or leave the queue."
     )
@@ -496,6 +540,40 @@ def _left_unopened(session: Session, request: QueueRequest, now: int) -> int | N
         .limit(1)
     ).one_or_none()  # fmt: skip
     return last.finished_us if last is not None and last.opened_us is None else None
+
+
+@dataclass(frozen=True)
+class ToStart:
+    """A server that the hub is to start, because its user chose so and has the turn."""
+
+    request_id: str
+    lease_id: str
+    user: str
+    server: str
+    options: Mapping[str, str]
+
+
+def to_start(session: Session) -> list[ToStart]:
+    """Whose turn it is to be started and who did not come for the slice yet."""
+    rows = session.execute(
+        sa.select(QueueRequest, Lease)
+        .join(Lease, Lease.id == QueueRequest.lease_id)
+        .where(
+            QueueRequest.state == "starting", Lease.state == LeaseState.GRANTED,
+            Lease.stop_requested_us.is_(None),
+        )
+        .order_by(QueueRequest.state_us, QueueRequest.id)
+        .execution_options(populate_existing=True)
+    ).all()  # fmt: skip
+    return [
+        ToStart(
+            request.id, lease.id, request.user_name, request.server_name,
+            json.loads(request.options),
+        )
+        for request, lease in rows
+        # The one that comes for it makes its own attempt of it; the offer was a change, too.
+        if lease.attempt == _attempt(request.id, request.version - 1)
+    ]  # fmt: skip
 
 
 def held_up(
@@ -542,16 +620,45 @@ def sweep(session: Session, *, now: int) -> None:
             _over(request, "fulfilled", "", now)
         elif lease.state in (LeaseState.REVOKING, LeaseState.CANCELLED):
             why = lease.end_reason or "the slice was not taken in time"
+            if _no_fault_of_theirs(lease):
+                _waits_on(session, request, why, now)
+                continue
             _over(request, "expired", why, now)
             session.add(
                 NoticeRow(
                     idem_key=f"expired:{request.id}", account_id=request.account_id,
                     lease_id=None, kind="queue", severity="warning", created_us=now,
                     message=f"The slice {request.slice_type} that was reserved for you is given "
-                    f"to the next one: {why}. Join the queue again if you need it.",
+                    f"to the next one: {why}. Join the queue again if you need it; for a "
+                    "while others of your priority are served before you.",
                 )
             )  # fmt: skip
     session.flush()
+
+
+def _no_fault_of_theirs(lease: Lease) -> bool:
+    """Taken back before its time although nobody stopped it: the node could not prepare it."""
+    return lease.state_us < lease.start_before_us and lease.stop_requested_us is None
+
+
+def _waits_on(session: Session, request: QueueRequest, why: str, now: int) -> None:
+    """Its turn comes again, with its age in line as it was."""
+    session.add(
+        NoticeRow(
+            idem_key=f"again:{request.id}:{request.lease_id}", account_id=request.account_id,
+            lease_id=None, kind="queue", severity="warning", created_us=now,
+            message=f"The slice {request.slice_type} that was reserved for you could not be had: "
+            f"{why}. You keep your place in line.",
+        )
+    )  # fmt: skip
+    request.state, request.state_us = "waiting", now
+    request.lease_id, request.offer_til_us, request.reason = None, None, why[:500]
+    request.version += 1
+
+
+def rests(request: QueueRequest, now: int) -> bool:
+    """Whether its turn was lost just now: what failed would fail again at once."""
+    return request.created_us < request.state_us and now - request.state_us < REST_US
 
 
 def _got_one_otherwise(session: Session) -> list[tuple[QueueRequest, Lease]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -32,9 +33,12 @@ _AT_ONCE = 20
 _BARRED_US = 60 * SECOND_US
 #: For so long somebody who was refused in their turn, without notice, is in nobody's way.
 _HELD_US = 60 * SECOND_US
-#: A server was used, and not just started, if the hub says so this long after its start.
+#: All questions of one round to the hub together take at most so long.
+_LOOKUPS_S = 20.0
+#: The hub took a start on and nobody came for the slice: it may have been restarted meanwhile.
+_ASK_AGAIN_US = 30 * SECOND_US
+#: A server was used, and not just started, if it was active so long after it was first seen ready.
 _OPENED_AFTER_US = 20 * SECOND_US
-
 
 #: For so long a place in line is shown as it was, unless something is written.
 _MOMENT_US = 5 * SECOND_US
@@ -46,6 +50,18 @@ class _Places:
 
     of: Mapping[str, tuple[int, Outlook]]
     waiting: int
+
+
+@dataclass(frozen=True)
+class _Unopened:
+    """A server as the hub described it when it was first seen ready, and when it last did.
+
+    ``active_us``: activity up to then is its own start (the proxy notes a new route as activity);
+    None: it was not ready yet.
+    """
+
+    active_us: int | None
+    looked_us: int
 
 
 class ChangeRequest(Wire):
@@ -73,12 +89,16 @@ class QueueDesk:
         self._absent: frozenset[str] = frozenset()
         #: Users of whom it said nothing while it spoke of others.
         self._silent: frozenset[str] = frozenset()
-        #: Users about whom the last question failed.
-        self._failed: set[str] = set()
         #: When it was last asked about whom in line.
         self._asked_us: dict[str, int] = {}
         #: Requests that were refused in their turn without notice: until when, and why.
         self._held: dict[str, tuple[int, Refused]] = {}
+        self._round = asyncio.Lock()
+        #: Starts that the hub has not answered yet, and when it may be asked again; by lease.
+        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._not_before: dict[str, int] = {}
+        #: Servers that the queue started and nobody has opened yet, by lease.
+        self._unopened: dict[str, _Unopened] = {}
         self._looking = threading.Lock()
         self._seen: tuple[tuple[object, ...], _Places] | None = None
 
@@ -291,38 +311,49 @@ class QueueDesk:
     # --- serving -----------------------------------------------------------------------------
 
     async def serve_line(self) -> None:
-        """One round: note what became of offers, and make those that can be made now."""
-        rules = self._rules()
+        """One round: note what became of offers, and make those that can be made now.
 
-        def look(session: Session) -> tuple[list[str], list[str], set[str]]:
-            line = queue.line(session, rules, self.rules, now=self._core.now())
-            placed = [
-                request.user_name
-                for request, outlook in zip(line.requests, line.outlooks, strict=True)
-                if outlook.placement is not None
-            ]
-            barred = [one.user_name for one in line.requests if one.id in line.barred]
-            return placed, barred, {one.user_name for one in line.requests}
+        It waits for the hub, so nothing that must not wait may depend on its end.
+        """
+        async with self._round:
+            await self._core.write(lambda session, now: queue.sweep(session, now=now))
+            placed, barred, everybody = await self._core.read(self._in_turn)
+            self._forget_all_but(everybody)
+            if turn := self._whom(placed, barred):
+                users = await self._fresh(turn)
+                if users:
+                    # Of whom the hub says nothing while it speaks of others, that one holds nobody
+                    # up; if it says nothing at all, it is the hub that is not there.
+                    self._silent = (self._silent | set(turn)) - users.keys()
+                # The rules as they are after the wait: a node may have been closed meanwhile.
+                held = await self._core.write(
+                    lambda session, now: self._offer(session, self._rules(), users, now)
+                )
+                now = self._core.now()
+                self._held = {key: one for key, one in self._held.items() if now < one[0]}
+                self._held |= {key: (now + _HELD_US, why) for key, why in held.items()}
+            self._ask_to_start(await self._core.read(queue.to_start))
+            await self._first_opens()
 
-        await self._core.write(lambda session, now: queue.sweep(session, now=now))
-        placed, barred, everybody = await self._core.read(look)
-        self._forget_all_but(everybody)
-        if turn := self._whom(placed, barred):
-            users = await self._all_fresh(turn)
-            offered, held = await self._core.write(
-                lambda session, now: self._offer(session, rules, users, now)
-            )
-            now = self._core.now()
-            self._held = {key: one for key, one in self._held.items() if now < one[0]}
-            self._held |= {key: (now + _HELD_US, why) for key, why in held.items()}
-            for request_id, user, server, options in offered:
-                await self._start(request_id, user, server, options)
-        await self._first_opens()
+    @property
+    def under_way(self) -> set[asyncio.Task[None]]:
+        """What the hub was asked and has not answered yet."""
+        return set(self._starts.values())
+
+    def _in_turn(self, session: Session) -> tuple[list[str], list[str], set[str]]:
+        """Whose turn it may be, who is barred, and everybody who waits."""
+        line = queue.line(session, self._rules(), self.rules, now=self._core.now())
+        placed = [
+            request.user_name
+            for request, outlook in zip(line.requests, line.outlooks, strict=True)
+            if outlook.placement is not None
+        ]
+        barred = [one.user_name for one in line.requests if one.id in line.barred]
+        return placed, barred, {one.user_name for one in line.requests}
 
     def _forget_all_but(self, names: Set[str]) -> None:
         self._absent &= names
         self._silent &= names
-        self._failed &= names
         self._asked_us = {name: at for name, at in self._asked_us.items() if name in names}
 
     def _whom(self, placed: Sequence[str], barred: Sequence[str]) -> list[str]:
@@ -335,41 +366,35 @@ class QueueDesk:
         self._asked_us |= dict.fromkeys(turn, now)
         return turn
 
-    async def _all_fresh(self, names: Sequence[str]) -> dict[str, HubUser | None]:
-        """These users as the hub has them now. Of whom it says nothing while it speaks of others,
-        that one holds nobody up; if it says nothing at all, it is the hub that is not there."""
-        users = {name: await self._fresh(name) for name in names}
-        failed = self._failed & users.keys()
-        if len(failed) < len(users):
-            self._silent |= failed
-        return users
-
-    async def _fresh(self, name: str) -> HubUser | None:
-        """A user as the hub has them now; without a hub, or while it is silent, nobody's turn
-        comes: groups may have changed, and a user may be gone."""
+    async def _fresh(self, names: Iterable[str]) -> dict[str, HubUser | None]:
+        """Users as the hub has them now, None for one it does not know. Who is missing was not
+        answered for: nobody's turn comes like that, as groups may have changed."""
+        found: dict[str, HubUser | None] = {}
         if self._hub is None:
-            return None
+            return found
+        hub = self._hub
+
+        async def ask(name: str) -> None:
+            try:
+                found[name] = await hub.user(name)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
+                self._core.errors.count("hub")
+                log.warning("event=hub-user-failed message=%r", str(error))
+
         try:
-            found = await self._hub.user(name)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
+            async with asyncio.timeout(_LOOKUPS_S):
+                await asyncio.gather(*(ask(name) for name in dict.fromkeys(names)))
+        except TimeoutError:
             self._core.errors.count("hub")
-            log.warning("event=hub-user-failed message=%r", str(error))
-            self._failed.add(name)
-            return None
-        self._failed.discard(name)
-        self._silent -= {name}
-        self._absent = self._absent | {name} if found is None else self._absent - {name}
+            log.warning("event=hub-users-late answered=%d", len(found))
+        gone = {name for name, user in found.items() if user is None}
+        self._absent = self._absent.difference(found) | gone
         return found
 
     def _offer(
         self, session: Session, rules: GrantRules, users: Mapping[str, HubUser | None], now: int
-    ) -> tuple[list[tuple[str, str, str, dict[str, str]]], Mapping[str, Refused]]:
-        """Offer what can be offered.
-
-        Returns:
-            Who is to be started by the hub; and the requests that were refused without notice.
-        """
-        found = []
+    ) -> Mapping[str, Refused]:
+        """Offer what can be offered; the requests that were refused without notice."""
         held: dict[str, Refused] = {}
         line_rules = self.rules
         line = queue.line(session, rules, line_rules, now=now)
@@ -392,10 +417,7 @@ class QueueDesk:
                 # Not even in this round is anything kept from the others for it.
                 held[request.id] = Refused("held-up", request.reason or "It was refused.")
                 line_rules = replace(line_rules, held={**line_rules.held, **held})
-            elif request.state == "starting":
-                options = json.loads(request.options)
-                found.append((request.id, request.user_name, request.server_name, options))
-        return found, held
+        return held
 
     def _next(
         self, session: Session, rules: GrantRules, line_rules: queue.QueueRules,
@@ -408,43 +430,81 @@ class QueueDesk:
                 return request, outlook.placement
         return None
 
-    async def _start(
-        self, request_id: str, user: str, server: str, options: dict[str, str]
-    ) -> None:
-        """Have the hub start a server whose user chose so; if that fails, the offer runs out."""
+    def _ask_to_start(self, due: Sequence[queue.ToStart]) -> None:
+        """Have the hub start what its users chose to have started; it is not waited for.
+
+        Asked again after a failure, and by another service after this one's end: a turn is not
+        lost with one answer.
+        """
+        if self._hub is None:
+            return
+        now = self._core.now()
+        ids = {one.lease_id for one in due}
+        self._not_before = {key: at for key, at in self._not_before.items() if key in ids}
+        for one in due:
+            if one.lease_id in self._starts or now < self._not_before.get(one.lease_id, 0):
+                continue
+            self._starts[one.lease_id] = asyncio.create_task(self._start(one))
+
+    async def _start(self, due: queue.ToStart) -> None:
+        """Ask once; what fails is tried in the next round, until the offer runs out."""
         assert self._hub is not None
 
         def still_wanted(session: Session, _now: int) -> bool:
-            found = session.get(QueueRequest, request_id)
-            return found is not None and found.state == "starting"
+            found = session.get(QueueRequest, due.request_id)
+            return found is not None and (found.state, found.lease_id) == ("starting", due.lease_id)
 
         try:
             # This service may have slept since it made the offer; see `Broker._ask_hub`.
             if await self._core.write(still_wanted):
-                await self._hub.start_server(user, server, options)
-        except EpochLost:
-            raise
-        except Exception as error:  # noqa: BLE001 (the offer runs out, and its user is told)
+                await self._hub.start_server(due.user, due.server, due.options)
+        except EpochLost as lost:
+            log.warning("event=hub-start-skipped request=%s message=%r", due.request_id, str(lost))
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is tried again)
             self._core.errors.count("hub")
-            log.warning("event=hub-start-failed request=%s message=%r", request_id, str(error))
+            log.warning("event=hub-start-failed request=%s message=%r", due.request_id, str(error))
+        else:
+            self._not_before[due.lease_id] = self._core.now() + _ASK_AGAIN_US
+        finally:
+            self._starts.pop(due.lease_id, None)
 
     async def _first_opens(self) -> None:
         """Note which servers that the queue started have been opened by their users."""
 
         def unopened(session: Session) -> list[tuple[str, str, str, int]]:
-            rows = session.scalars(
-                sa.select(Lease).where(
-                    Lease.state.in_(LIVE_STATES), Lease.open_before_us.is_not(None),
-                    Lease.opened_us.is_(None), Lease.started_us.is_not(None),
-                )
-            )  # fmt: skip
+            rows = session.scalars(_UNOPENED)
             return [(row.id, row.user_name, row.server_name, row.started_us or 0) for row in rows]
 
-        for lease_id, name, server, started_us in await self._core.read(unopened):
-            user = await self._fresh(name)
-            active = user.active_us.get(server) if user is not None else None
-            if active is not None and active >= started_us + _OPENED_AFTER_US:
+        leases = await self._core.read(unopened)
+        users = await self._fresh(name for _, name, _, _ in leases)
+        before, self._unopened = self._unopened, {}
+        for lease_id, name, server, started_us in leases:
+            if name not in users:
+                continue
+            user, now = users[name], self._core.now()
+            ready = user is not None and server in user.active_us
+            active = user.active_us[server] if user is not None and ready else None
+            known = before.get(lease_id)
+            first = None if known is None else known.active_us
+            if first is None and ready:
+                first = now if active is None else active
+            self._unopened[lease_id] = _Unopened(first, now)
+            if active is None or first is None:
+                continue
+            if active >= max(started_us, first) + _OPENED_AFTER_US:
                 await self._note_opened(lease_id, active)
+
+    def spare_unseen(self, session: Session, now: int) -> None:
+        """Leave more time to servers of which nobody knows whether they were opened: the hub did
+        not answer for their users, or this service was away."""
+        if self._hub is None:
+            return
+        grace_us = int(self._core.settings.timing.limit_grace_s * 1e6)
+        for lease in session.scalars(_UNOPENED):
+            seen = self._unopened.get(lease.id)
+            if seen is None or now - seen.looked_us > grace_us:
+                lease.open_before_us = max(lease.open_before_us or 0, now + 2 * grace_us)
+        session.flush()
 
     async def _note_opened(self, lease_id: str, at_us: int) -> None:
         await self._core.write(lambda session, now: opened(session, lease_id, at_us, now=now))
@@ -459,6 +519,16 @@ def _check_options(options: Mapping[str, str]) -> None:
             "unknown-option", f"Unknown option {unknown[:40]!a}; the options are {there_are}.",
             status=422,
         )  # fmt: skip
+
+
+_UNOPENED = (
+    sa.select(Lease)
+    .where(
+        Lease.state.in_(LIVE_STATES), Lease.open_before_us.is_not(None),
+        Lease.opened_us.is_(None), Lease.started_us.is_not(None),
+    )
+    .execution_options(populate_existing=True)
+)  # fmt: skip
 
 
 def opened(session: Session, lease_id: str, at_us: int, *, now: int) -> None:

@@ -25,7 +25,8 @@ FORGOTTEN_US = 10 * HALF_LIFE_US
 class Place:
     """What the order of a request depends on. ``group_id`` None: charged to no group.
 
-    ``longest_us`` does not count for it: so long it runs at most, if that is certain.
+    ``longest_us`` does not count for it: so long it runs at most, if that is certain. ``later``:
+    of an account that lately let offers go, so that others of its priority are served first.
     """
 
     request_id: str
@@ -34,6 +35,7 @@ class Place:
     priority: int
     created_us: int
     longest_us: int | None = None
+    later: bool = False
 
 
 def decayed(buckets: Iterable[tuple[int, int]], now: int) -> float:
@@ -57,12 +59,13 @@ def in_order(places: Sequence[Place], used: Mapping[int, float], now: int) -> li
             stands for a group of their own.
     """
 
-    def key(place: Place) -> tuple[int, bool, float, float, int, str]:
+    def key(place: Place) -> tuple[int, bool, bool, float, float, int, str]:
         aged = now - place.created_us >= AGED_US
         of_group = used.get(place.account_id if place.group_id is None else place.group_id, 0.0)
         of_user = used.get(place.account_id, 0.0)
         if aged:
             of_group = of_user = 0.0
-        return -place.priority, not aged, of_group, of_user, place.created_us, place.request_id
+        order = (not aged, of_group, of_user, place.created_us, place.request_id)
+        return -place.priority, place.later, *order
 
     return sorted(places, key=key)

@@ -88,7 +88,11 @@ def take_offer(
         )
     _as_asked(session, lease, request, rules, now)
     lease.attempt = request.attempt
-    lease.start_before_us = now + rules.start_timeout_us
+    til = now + rules.start_timeout_us
+    if lease.open_before_us is not None:
+        # As long after the start as was said, whenever the start is.
+        lease.open_before_us += til - lease.start_before_us
+    lease.start_before_us = til
     session.flush()
     return lease
 

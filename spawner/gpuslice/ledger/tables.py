@@ -462,7 +462,7 @@ _WAITING = "state IN ('waiting', 'offered', 'starting')"
 
 
 class QueueRequest(Base, kw_only=True):
-    """A place in the queue; becomes at most one lease."""
+    """A place in the queue; becomes at most one lease at a time."""
 
     __tablename__ = "request"
     id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)

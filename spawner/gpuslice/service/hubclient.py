@@ -136,7 +136,10 @@ def _user(model: Mapping[str, Any]) -> HubUser:
             name=str(model["name"]),
             groups=tuple(map(str, model.get("groups") or ())),
             active_us={
-                str(server): _moment(one.get("last_activity")) for server, one in servers.items()
+                str(server): _moment(one.get("last_activity"))
+                for server, one in servers.items()
+                # Until it is ready, its activity is that of its own start.
+                if one.get("ready") is not False
             },
             created_us=_moment(model.get("created")),
         )

@@ -33,6 +33,8 @@ STATE_VARIABLE = "GPUSLICE_STATE"
 CONFIG_VARIABLE = "GPUSLICE_CONFIG"
 ENGINE_VARIABLE = "GPUSLICE_ENGINE"
 SOCKET_VARIABLE = "GPUSLICE_ENGINE_SOCKET"
+#: How often the hub is to note which servers are used, unless the administrator says.
+ACTIVITY_EVERY_S = 10
 _TEMPLATES = Path(__file__).parent / "templates" / "hub"
 #: Engine -> the names under which a hub's configuration may have its spawner.
 _SPAWNERS: Mapping[str, tuple[str, ...]] = {
@@ -105,6 +107,8 @@ def configure(
     engine = _engine(hub, engine)
     _set_spawner_class(hub, engine)
     _set(hub, "JupyterHub", "cleanup_servers", False, "a hub's end must not stop the servers")
+    # Whether a server that the queue started was opened is known from this.
+    _default(hub, "last_activity_interval", ACTIVITY_EVERY_S)
     _set(hub, "JupyterHub", "oauth_require_pkce", True, "the service's login uses PKCE")
     _merge_dict(hub, "custom_scopes", {key: dict(value) for key, value in CUSTOM_SCOPES.items()})
     # What users may give to a token of theirs; the tokens of their servers have none of the last.
