@@ -318,7 +318,6 @@ def standing(
     known = [one for one in ordered if rules.catalogue.get(one.slice_type) is not None]
     barred |= {one.id: _not_there(one) for one in known if one.user_name in queue.absent}
     barred |= {one.id: _not_said(one) for one in known if one.user_name in queue.silent}
-    barred |= {one.id: _rests() for one in known if rests(one, now)}
     barred |= queue.held
     barred |= _leased(session)
     ends, guesses = guessed_ends(session, now)
@@ -352,15 +351,6 @@ def _not_said(row: QueueRequest) -> Refused:
     return Refused(
         "hub-silent",
         f"JupyterHub does not say now who {row.user_name} is; it is asked again in a minute.",
-        status=503,
-    )
-
-
-def _rests() -> Refused:
-    return Refused(
-        "rests",
-        "The machine could not give the slice when the turn came; it is tried again within "
-        f"{REST_US // SECOND_US} seconds.",
         status=503,
     )
 

@@ -426,7 +426,8 @@ class QueueDesk:
         """The first in line who may start now."""
         line = queue.line(session, rules, line_rules, now=now)
         for request, outlook in zip(line.requests, line.outlooks, strict=True):
-            if outlook.placement is not None and users.get(request.user_name) is not None:
+            known = users.get(request.user_name) is not None
+            if outlook.placement is not None and known and not queue.rests(request, now):
                 return request, outlook.placement
         return None
 
