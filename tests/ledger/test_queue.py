@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from fakenode import gpu
 from gpuslice.broker import queue
 from gpuslice.broker.core import HubUser
+from gpuslice.broker.moneyviews import GiveCredit
 from gpuslice.broker.queuedesk import ChangeRequest, JoinFor, RequestView
 from gpuslice.errors import Refused
 from gpuslice.ledger.tables import Entry
@@ -245,6 +246,26 @@ def test_what_is_in_use_is_not_stopped_for_an_outage(world: World) -> None:
     world.stop(lease_id)
     finish(world, lease_id)
     assert world.view(lease_id).cost_u > 0
+
+
+def test_credit_is_looked_at_beside_a_server_that_nobody_opened(world: World) -> None:
+    """Of the group that would pay for it nothing is used up yet, whatever else its user runs."""
+    for group in ("a", "b"):
+        set_policy(world, "group", group, {"each": {"prepaid": True}})
+    hub(world).groups["bob"] = ("a", "b")
+    given = GiveCredit(whose="user", name="bob", amount_u=2_000_000, reason="start")
+    world.do(world.live().money.give_credit(given, "root"))
+    runs = spawn(world, "bob", "quarter", ["a", "b"], "one", group="b")
+    others = [spawn(world, "ada", "quarter", [], str(number)) for number in range(3)]
+    join(world, "bob", "quarter", server="", auto_start=True, group="a", groups=["a", "b"])
+    frees(world, others[0])
+    assert mine(world, "bob").state == "starting"
+    lease_id = spawn(world, "bob", "quarter", ["a", "b"], group="a")
+    passes(world, 5 * MINUTE_US)
+    assert {world.view(one).state for one in (runs, lease_id)} == {"running"}
+    passes(world, 3 * HOUR_US)
+    assert "of credit" in (world.view(runs).stop_reason or "")
+    stop_all(world)
 
 
 def test_a_silent_hub_is_no_proof_that_nobody_opened_it(world: World) -> None:

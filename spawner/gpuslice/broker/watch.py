@@ -357,10 +357,12 @@ def _credit_gone(tick: _Tick, lease: Lease, rule: Rule) -> _End:
     total, ends = 0, []
     for account_id in may_pay:
         total += tick.credit(account_id)
+        # Of the lease's group nothing may draw now, if this lease is not opened yet.
         at = min(
-            tick.now if left <= 0 else tick.now + left * HOUR_US // tick.per_hour["money", row]
+            tick.now if left <= 0 else tick.now + left * HOUR_US // per_hour
             for row in {rule.account_id, account_id}
             for left in [total - tick.unbilled["money", row] - tick.aside["money", row]]
+            if (per_hour := tick.per_hour["money", row])
         )
         ends.append((at, total))
     at, total = max(ends)
