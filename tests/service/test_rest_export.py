@@ -24,8 +24,10 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 def test_no_cell_is_a_formula_and_json_has_the_words_as_they_were(ledger: ServiceLedger) -> None:
     root = ledger.config.operator_token
-    for name in EVIL:
-        body = {"whose": "user", "name": name, "amount_u": 7, "reason": name}
+    for words in EVIL:
+        # As a name, too, where the hub can have such a one.
+        named = "ada" if "/" in words or not words.isprintable() else words
+        body = {"whose": "user", "name": named, "amount_u": 7, "reason": words}
         ledger.ask(root, "POST", "api/admin/credits", body)
     path = "api/admin/entries/export"
     answer = ledger.call(root, "GET", path)

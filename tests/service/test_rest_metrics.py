@@ -96,6 +96,8 @@ def test_every_reason_for_which_a_start_or_a_place_is_refused_has_its_label() ->
     said |= refusals_in(inspect.getsource(Broker.grant) + inspect.getsource(Broker._take_back))
     # About a request or a policy that is known already, and not about getting a place or a slice.
     said -= {"no-such-request", "already-over", "stale-version", "total-of-a-user"}
+    # Of a name that no user can have; and what keeps back somebody who is in line already.
+    said -= {"no-such-name", "hub-silent", "held-up"}
     assert "reserved" in said and "runtime-unavailable" in said
     assert said <= {*REASONS}
 

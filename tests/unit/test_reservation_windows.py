@@ -95,6 +95,15 @@ def test_a_night_belongs_to_the_day_it_begins_on() -> None:
     assert current_and_next(friday, at(2026, 11, 28, 6), 3) == []
 
 
+def test_the_second_of_two_times_is_the_first() -> None:
+    second = time(2, 30, fold=1)
+    plan = Schedule(BERLIN, AUTUMN - timedelta(days=1), AUTUMN, EVERY, second, second)
+    assert list(stretches(plan, 0, FAR)) == [
+        Stretch(at(2026, 10, 24, 2, 30), at(2026, 10, 25, 2, 30)),
+        Stretch(at(2026, 10, 25, 2, 30), at(2026, 10, 26, 2, 30)),
+    ]
+
+
 def test_midnight_that_is_not_there() -> None:
     """In Havana clocks go from 00:00 to 01:00."""
     havana = ZoneInfo("America/Havana")
@@ -104,6 +113,7 @@ def test_midnight_that_is_not_there() -> None:
     assert to_datetime(found.til_us).astimezone(havana).hour == 1
 
 
+#: Also ones that say they are the second of two; a schedule knows no such thing.
 times = st.times().map(lambda found: found.replace(second=0, microsecond=0))
 days = st.dates(date(2024, 1, 1), date(2030, 12, 31))
 

@@ -81,6 +81,7 @@ def _on(schedule: Schedule, day: date) -> Stretch:
 
 def _moment(local: datetime, zone: ZoneInfo) -> int:
     """The first moment at which the clocks of a zone show this time, or a later one."""
+    local = local.replace(fold=0)
     first = from_datetime(local.replace(tzinfo=zone))
     if to_datetime(first).astimezone(zone).replace(tzinfo=None) == local:
         return first

@@ -51,6 +51,7 @@ REASONS = (
     "slice-too-large",
     "no-such-device",
     "slice-not-offered",
+    "no-price",
     "runtime-unavailable",
     "ledger-unavailable",
     "shutting-down",
@@ -69,6 +70,7 @@ REASONS = (
     "not-in-group",
     "group-not-charged",
     "unknown-user",
+    "unknown-option",
     "attempt-reused",
 )
 OTHER_REASON = "other"
