@@ -68,7 +68,7 @@ def test_an_administrator_reads_and_changes_what_holds(
 ) -> None:
     admin = person("admin")
     admin.open("admin/policies")
-    admin.page.get_by_label("Name").fill("students")
+    admin.page.get_by_label("Name", exact=True).fill("students")
     admin.page.get_by_role("button", name="Write it…").click()
     editor = admin.page.get_by_label("The whole policy, as JSON")
     editor.fill('{"each": {"slices": 1, "gpu_hours": [{"at_most": "20", "per": "week"}]}}')
