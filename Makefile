@@ -8,6 +8,8 @@ ENGINE ?= local
 STATE ?= .run
 UP_ARGS ?=
 PYTEST_ARGS ?=
+# One waits for engines, hubs and browsers, the other computes; more need more memory and ports.
+WORKERS ?= 2
 BENCH ?= spawn
 BENCH_ARGS ?=
 IMAGES ?= hub node postgres notebook
@@ -27,9 +29,9 @@ run: ## start proxy, hub, service and node on this machine (UP_ARGS='--port 8100
 	@$(SETUP) run
 	@exec $(PY) -m gpuslice up --engine "$(ENGINE)" --state "$(STATE)" $(UP_ARGS)
 
-test: ## set up and run every test that takes seconds (PYTEST_ARGS='-k ledger -x')
+test: ## set up and run every test that takes seconds (PYTEST_ARGS='-k ledger -x', WORKERS=0)
 	@$(SETUP) test
-	@$(PY) -m pytest -m "not long" $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not long" -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 test-long: ## run the tests that take minutes
 	@$(SETUP) test

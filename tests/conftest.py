@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 
 _IN_CI = os.environ.get("CI", "").lower() == "true"
-_SKIPS = pytest.StashKey[Counter[str]]()
 
 
 # ---------------------------------------------------------------------------------- what is missing
@@ -80,12 +79,16 @@ _NEEDS: dict[str, Callable[[], str | None]] = {
 }
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_SKIPS] = Counter()
+#: Tests that wait for an engine, a hub or a browser; with several workers one of them runs them.
+_PLATFORM = ("docker", "hub", "browser")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ask about each need once, and only where a test has it."""
+    for item in items:
+        if any(item.get_closest_marker(marker) for marker in _PLATFORM):
+            item.add_marker(pytest.mark.xdist_group("platform"))
     for marker, ask in _NEEDS.items():
         needing = [item for item in items if item.get_closest_marker(marker)]
         reason = ask() if needing else None
@@ -96,7 +99,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Count skips, and turn them into failures under CI."""
+    """Turn skips into failures under CI."""
     outcome = yield
     report: pytest.TestReport = outcome.get_result()  # type: ignore[attr-defined]
     if not report.skipped or hasattr(report, "wasxfail"):
@@ -106,14 +109,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if _IN_CI and not item.get_closest_marker("gpu"):
         report.outcome = "failed"
         report.longrepr = f"Skipped under CI=true, which must run everything: {reason}"
-        return
-    item.config.stash[_SKIPS][reason] += 1
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    skips = config.stash[_SKIPS]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skips = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in terminalreporter.getreports("skipped")
+        if isinstance(report.longrepr, tuple)
+    )
     if skips:
         terminalreporter.section("not run on this machine")
         for reason, count in skips.most_common():

@@ -1,4 +1,7 @@
-"""Every test of the ledger that asks for ``database`` runs on SQLite and on PostgreSQL."""
+"""Every test of the ledger that asks for ``database`` runs on SQLite and on PostgreSQL.
+
+What is one's alone says so: ``parametrize("database_url", ["sqlite"], indirect=True)``.
+"""
 
 from __future__ import annotations
 

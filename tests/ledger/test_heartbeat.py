@@ -173,7 +173,7 @@ def test_holds_follow_what_is_not_billed_yet(world: World) -> None:
             lambda s: s.execute(sa.select(Hold.lease_id, Hold.amount_u)).all()
         )
         assert {tuple(row) for row in rows} == {
-            (mine[0], 875_001 * ahead_s // 3_600), (mine[1], 1_750_000 * ahead_s // 3_600)
+            (mine[0], -(-875_001 * ahead_s // 3_600)), (mine[1], -(-1_750_000 * ahead_s // 3_600))
         }  # fmt: skip
     for lease_id in mine:
         finish(world, lease_id)

@@ -337,6 +337,7 @@ def test_no_comparison_waits_for_the_hub(world: World) -> None:
             await broker.settle(first, 0)
         line.cancel()
         await asyncio.wait({line})
+        hub(world).hangs = None
 
     world.do(slow())
     stop_all(world)

@@ -124,6 +124,7 @@ def _safe_hold_stopped(patch: pytest.MonkeyPatch) -> None:
                     yield from real(tick, lease, rule)
 
     patch.setattr(watch, "_ends", all_ends)
+    patch.setattr(watch, "_aside_us", lambda lease: 0)
 
 
 def _refund_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def _offer_does_not_hold(patch: pytest.MonkeyPatch) -> None:
 
 def _offer_without_limits(patch: pytest.MonkeyPatch) -> None:
     """Whose turn has come gets the slice, whatever the limits say by now."""
-    real = queue.grant
+    real, place = queue.grant, queue._place_in_line
 
     def grant(*given: Any, **more: Any) -> Any:
         with pytest.MonkeyPatch.context() as inner:
@@ -161,6 +162,7 @@ def _offer_without_limits(patch: pytest.MonkeyPatch) -> None:
             return real(*given, **more)
 
     patch.setattr(queue, "grant", grant)
+    patch.setattr(queue, "_place_in_line", lambda *given: (place(*given)[0], None))
 
 
 def _rolling_window_too_short(patch: pytest.MonkeyPatch) -> None:
