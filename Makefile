@@ -31,7 +31,7 @@ run: ## start proxy, hub, service and node on this machine (UP_ARGS='--port 8100
 
 test: ## set up and run every test that takes seconds (PYTEST_ARGS='-k ledger -x', WORKERS=0)
 	@$(SETUP) test
-	@$(PY) -m pytest -m "not long" -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not long" -n $(WORKERS) $(PYTEST_ARGS)
 
 test-long: ## run the tests that take minutes
 	@$(SETUP) test

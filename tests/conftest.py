@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,15 +81,24 @@ _NEEDS: dict[str, Callable[[], str | None]] = {
 
 
 #: Tests that wait for an engine, a hub or a browser; with several workers one of them runs them.
-_PLATFORM = ("docker", "hub", "browser")
+_PLATFORM = ("tests/docker/", "tests/hub/", "tests/browser/")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one worker, and all that wait for a platform to one, the first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "platform" if file.startswith(_PLATFORM) else file
+
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ask about each need once, and only where a test has it."""
-    for item in items:
-        if any(item.get_closest_marker(marker) for marker in _PLATFORM):
-            item.add_marker(pytest.mark.xdist_group("platform"))
     for marker, ask in _NEEDS.items():
         needing = [item for item in items if item.get_closest_marker(marker)]
         reason = ask() if needing else None

@@ -44,7 +44,7 @@ def tidied(world: FaultWorld) -> Iterator[FaultWorld]:
 
 @pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.long)])
 def test_8_the_engine_is_restarted_without_live_restore(tmp_path: Path, how: str) -> None:
-    with own_engine(tmp_path / "engine") as engine:
+    with own_engine() as engine:
         client = engine.client()
         with fault_world(tmp_path, client, tiny_image(client), engine=engine.socket) as world:
             leases = [

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +29,12 @@ _PATIENCE_S = 60.0
 class OwnEngine:
     """One ``dockerd`` with its own containerd; live-restore is off, as it is beforehand."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        # Not the test's folder: containerd's sockets have long names, and a path of one is short.
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="gpuslice-engine-"))
         self.socket = str(folder / "d.sock")
-        self._folder = folder
         self._clients: list[docker.DockerClient] = []
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir()
         (folder / "daemon.json").write_text(json.dumps({"features": {"cdi": True}}))
 
     def start(self) -> None:
@@ -88,10 +89,10 @@ class OwnEngine:
 
 
 @contextmanager
-def own_engine(folder: Path) -> Iterator[OwnEngine]:
+def own_engine() -> Iterator[OwnEngine]:
     """An engine that answers. Needs root."""
     with _own_network():
-        engine = OwnEngine(folder)
+        engine = OwnEngine()
         try:
             engine.start()
             yield engine
