@@ -10,6 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 import quotamodel
 from gpuslice.ledger.database import LedgerError
+from gpuslice.service import once
 from mutants import MUTANTS as MUTANTS_OF_LEASES
 from quotamutants import BY_TIME, MUTANTS
 
@@ -21,6 +22,12 @@ AT_LEAST = {
     "budget-limit": 4, "gpu-hours-limit": 15, "leases-limit": 10, "offer": 5, "credit": 1,
     "paid by credit": 2, "refund": 15, "price": 10, "stop": 10, "death": 10, "warned": 10,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model waits for nobody's answer; other tests of this process do."""
+    monkeypatch.setattr(once, "_WAIT_S", once._WAIT_S)
 
 
 def _run(examples: int, *, fixed: bool = True, shrink: bool = True) -> None:
